@@ -1,0 +1,235 @@
+"""
+The overlay's installer: the only code that replaces anything in Django.
+
+New modules come from overlay/django/, by way of their packages' __path__, so
+they have the names and specs that they would have in Django, and Django's own
+modules win once there are any. What existing modules need is attached to them
+as they are imported: a few early returns and attributes, listed in EDITS, and
+the same as in the diffs.
+"""
+
+import functools
+import importlib
+import importlib.machinery
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+
+OVERLAY = Path(__file__).parent / "overlay" / "django"
+
+# Packages of Django that get new modules.
+EXTENDED_PACKAGES = [
+    "django.core.checks",
+    "django.db",
+    "django.db.backends.base",
+    "django.db.backends.mysql",
+    "django.db.backends.oracle",
+    "django.db.backends.postgresql",
+    "django.db.backends.sqlite3",
+]
+
+logger = logging.getLogger("django.db.pool")
+
+_is_installed = False
+
+
+def install():
+    """
+    Add the pool to Django.
+
+    Doing it again does nothing, and neither does doing it to a Django that has
+    the pool already. Call it in a settings module when INSTALLED_APPS may be
+    replaced, or django.setup() never be called.
+    """
+    global _is_installed
+    if _is_installed:
+        return
+    _is_installed = True
+    if importlib.util.find_spec("django.db.pool") is not None:
+        logger.info("Django has connection pools of its own; nothing is patched.")
+        return
+    for name in EXTENDED_PACKAGES:
+        package = importlib.import_module(name)
+        package.__path__.append(str(OVERLAY.joinpath(*name.split(".")[1:])))
+    sys.meta_path.insert(0, _EditingFinder())
+    for name, edit in EDITS.items():
+        if name in sys.modules:
+            edit(sys.modules[name])
+
+
+class _EditingFinder:
+    """Find modules like Python does, and edit those of EDITS after loading."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        edit = EDITS.get(name)
+        if edit is None:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        @functools.wraps(load)
+        def load_and_edit(module):
+            load(module)
+            edit(module)
+
+        spec.loader.exec_module = load_and_edit
+        return spec
+
+
+# The edits, by the module that they are made to.
+
+
+def _edit_base(module):
+    from django.db.backends.base import pool
+    from django.db.pool import ConnectionPool
+    from django.utils.asyncio import async_unsafe
+
+    wrapper_class = module.BaseDatabaseWrapper
+    connect = wrapper_class.connect
+    close = wrapper_class.close
+
+    @async_unsafe
+    @functools.wraps(connect)
+    def connect_or_borrow(self):
+        if (connection_pool := self.connection_pool) is not None:
+            return pool.borrow(self, connection_pool)
+        return connect(self)
+
+    @async_unsafe
+    @functools.wraps(close)
+    def close_or_give_back(self):
+        if self._pool_lease is not None and pool.give_back(self):
+            return
+        return close(self)
+
+    wrapper_class.pool_class = ConnectionPool
+    wrapper_class.connector_class = pool.DatabaseConnector
+    wrapper_class.connection_pool = property(pool.get_pool)
+    wrapper_class.close_pool = pool.close_pool
+    # The pool and the entry that the connection was borrowed from.
+    wrapper_class._pool_lease = None
+    # The thread that borrowed it, when it's the wrapper's own.
+    wrapper_class._pool_thread = None
+    wrapper_class.connect = connect_or_borrow
+    wrapper_class.close = close_or_give_back
+
+
+def _edit_creation(module):
+    from django.db.pool import pools
+
+    creation_class = module.BaseDatabaseCreation
+    clone_test_db = creation_class.clone_test_db
+    destroy_test_db = creation_class.destroy_test_db
+
+    @functools.wraps(clone_test_db)
+    def close_pools_and_clone(self, suffix, *args, **kwargs):
+        self.connection.close()
+        pools.close_database(self.connection.settings_dict)
+        return clone_test_db(self, suffix, *args, **kwargs)
+
+    @functools.wraps(destroy_test_db)
+    def close_pools_and_destroy(
+        self, old_database_name=None, verbosity=1, keepdb=False, suffix=None
+    ):
+        self.connection.close()
+        pools.close_database(
+            self.connection.settings_dict
+            if suffix is None
+            else self.get_test_db_clone_settings(suffix)
+        )
+        return destroy_test_db(self, old_database_name, verbosity, keepdb, suffix)
+
+    creation_class.clone_test_db = close_pools_and_clone
+    creation_class.destroy_test_db = close_pools_and_destroy
+
+
+def _use_connector_of(backend):
+    """Return an edit that sets a backend's connector."""
+
+    def edit(module):
+        pool = importlib.import_module("django.db.backends.%s.pool" % backend)
+        module.DatabaseWrapper.connector_class = pool.DatabaseConnector
+
+    return edit
+
+
+def _close_both_pools(module):
+    """Have close_pool() of a backend that pools on its own close ours too."""
+    from django.db.backends.base.pool import close_pool
+
+    wrapper_class = module.DatabaseWrapper
+    close_own_pool = wrapper_class.close_pool
+
+    @functools.wraps(close_own_pool)
+    def close_pools(self):
+        close_pool(self)
+        return close_own_pool(self)
+
+    wrapper_class.close_pool = close_pools
+
+
+def _edit_postgresql(module):
+    _use_connector_of("postgresql")(module)
+    _close_both_pools(module)
+    wrapper_class = module.DatabaseWrapper
+    ensure_timezone = wrapper_class.ensure_timezone
+
+    @functools.wraps(ensure_timezone)
+    def drain_and_ensure_timezone(self):
+        # The calls below may close the pool of OPTIONS["pool"], which this
+        # one isn't: its connections are replaced as they become idle.
+        if (connection_pool := self.connection_pool) is not None:
+            connection_pool.drain()
+            if self.connection is None:
+                return False
+            return self._configure_timezone(self.connection)
+        return ensure_timezone(self)
+
+    wrapper_class.ensure_timezone = drain_and_ensure_timezone
+
+
+def _edit_oracle(module):
+    _use_connector_of("oracle")(module)
+    _close_both_pools(module)
+
+
+def _edit_postgres_signals(module):
+    register_type_handlers = module.register_type_handlers
+
+    @functools.wraps(register_type_handlers)
+    def register_once(connection, **kwargs):
+        lease = connection._pool_lease
+        if lease is None or "signal" not in kwargs:
+            return register_type_handlers(connection, **kwargs)
+        # Types stay registered with the driver's connection, until an
+        # extension is created that brings others.
+        notes = lease[1].session.notes
+        oids = (
+            module.get_hstore_oids(connection.alias),
+            module.get_citext_oids(connection.alias),
+        )
+        if notes.get("type_oids") != oids:
+            register_type_handlers(connection, **kwargs)
+            notes["type_oids"] = oids
+
+    module.register_type_handlers = register_once
+
+
+def _edit_checks(module):
+    importlib.import_module("django.core.checks.pool")
+
+
+EDITS = {
+    "django.contrib.postgres.signals": _edit_postgres_signals,
+    "django.core.checks.database": _edit_checks,
+    "django.db.backends.base.base": _edit_base,
+    "django.db.backends.base.creation": _edit_creation,
+    "django.db.backends.mysql.base": _use_connector_of("mysql"),
+    "django.db.backends.oracle.base": _edit_oracle,
+    "django.db.backends.postgresql.base": _edit_postgresql,
+    "django.db.backends.sqlite3.base": _use_connector_of("sqlite3"),
+}

@@ -1,0 +1,38 @@
+"""The part of MySQL and MariaDB in pooling."""
+
+from django.db.backends.base.pool import DatabaseConnector as BaseDatabaseConnector
+
+# What next_result() returns when nothing is left to read.
+NO_MORE_RESULTS = -1
+
+
+class DatabaseConnector(BaseDatabaseConnector):
+    facts = ("mysql_server_data",)
+
+    def fileno(self, connection):
+        return connection.fileno()
+
+    def is_clean(self, entry):
+        session = entry.session
+        connection = entry.connection
+        try:
+            return (
+                not session.is_suspect
+                and self.autocommit
+                and connection.get_autocommit()
+                and connection.next_result() == NO_MORE_RESULTS
+            )
+        except connection.Error:
+            # Rows of an unbuffered cursor that nobody read.
+            session.is_suspect = True
+            return False
+
+    def roll_back_if_needed(self, entry):
+        # What was left unread is in the way of any other command.
+        entry.connection.discard_result()
+        entry.connection.rollback()
+
+    def connection_limit(self, wrapper):
+        with wrapper.cursor() as cursor:
+            cursor.execute("SELECT @@max_connections")
+            return cursor.fetchone()[0]

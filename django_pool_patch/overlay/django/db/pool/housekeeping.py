@@ -1,0 +1,96 @@
+"""What falls due with time: one thread for all the pools of a process."""
+
+import logging
+import os
+import threading
+from math import inf
+from time import monotonic
+from weakref import WeakSet
+
+logger = logging.getLogger("django.db.pool")
+
+# Seconds between two rounds at the least, and at the most.
+SHORTEST_PAUSE = 0.02
+LONGEST_PAUSE = 60.0
+
+
+class Housekeeper:
+    """
+    Call reap() of pools when it falls due.
+
+    The thread starts when there is something to wait for, and ends when there
+    is nothing anymore. It keeps no pool alive.
+    """
+
+    def __init__(self):
+        self._forget()
+
+    def _forget(self):
+        # Guards all that follows. Nothing is called while it's held.
+        self._lock = threading.Lock()
+        self._pools = WeakSet()
+        self._thread = None
+        self._wakeup = threading.Event()
+        self._next_round = inf
+
+    def expect(self, pool, due):
+        """Have the pool reaped at `due`, on the monotonic clock, or sooner."""
+        if due >= self._next_round and pool in self._pools:
+            return
+        with self._lock:
+            self._pools.add(pool)
+            if due == inf:
+                return
+            if due < self._next_round:
+                self._next_round = due
+                self._wakeup.set()
+            if self._thread is None:
+                thread = threading.Thread(
+                    target=self._run, name="django-pool-housekeeping", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # No threads anymore, as at the interpreter's exit; then
+                    # there is no time for anything to fall due either.
+                    return
+                self._thread = thread
+
+    def _run(self):
+        while True:
+            with self._lock:
+                if self._next_round == inf:
+                    self._thread = None
+                    return
+                due = self._next_round
+            pause = min(max(due - monotonic(), SHORTEST_PAUSE), LONGEST_PAUSE)
+            if self._wakeup.wait(pause):
+                self._wakeup.clear()
+            if monotonic() >= self._next_round or pause == LONGEST_PAUSE:
+                self._round()
+
+    def _round(self):
+        with self._lock:
+            self._next_round = inf
+            pools = list(self._pools)
+        due = inf
+        while pools:
+            # No name may keep a pool alive during the pause.
+            due = min(due, self._reap(pools.pop()))
+        with self._lock:
+            self._next_round = min(self._next_round, due)
+
+    @staticmethod
+    def _reap(pool):
+        try:
+            return pool.reap()
+        except Exception:
+            logger.exception("Housekeeping of %r failed.", pool)
+            return monotonic() + LONGEST_PAUSE
+
+
+housekeeper = Housekeeper()
+
+if hasattr(os, "register_at_fork"):
+    # Threads don't survive a fork, and locks may be held by those gone.
+    os.register_at_fork(after_in_child=housekeeper._forget)

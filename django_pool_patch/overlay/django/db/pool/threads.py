@@ -1,0 +1,749 @@
+"""The pool for threads: a lock, waiting, connecting and closing, logging."""
+
+import copy
+import gc
+import logging
+import sys
+import threading
+import traceback
+from _thread import allocate_lock, get_ident
+from math import inf
+from time import monotonic
+
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from .base import BaseConnector, BasePool
+from .core import PoolCore, Waiter
+from .exceptions import PoolClosed, PoolError, PoolTimeout
+from .housekeeping import housekeeper
+
+logger = logging.getLogger("django.db.pool")
+
+# Without a GIL the core's lock-free path isn't proved to be safe.
+LOCK_ALWAYS = not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+# Seconds between two garbage collections made for callers about to give up.
+COLLECTION_PAUSE = 10.0
+_next_collection = -inf
+
+# How many holders a PoolTimeout names.
+NAMED_HOLDERS = 3
+
+
+class ThreadWaiter(Waiter):
+    """A thread in line. The lock is released when it has been served."""
+
+    __slots__ = ("_served",)
+
+    def __init__(self):
+        super().__init__()
+        self._served = allocate_lock()
+        self._served.acquire()
+
+    def notify(self):
+        self._served.release()
+
+    def wait(self, seconds):
+        """Return whether the thread was served within that time."""
+        if seconds <= 0:
+            return self._served.acquire(blocking=False)
+        return self._served.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+
+class ConnectionPool(BasePool):
+    """
+    A bounded pool of connections for threads.
+
+    See BasePool for the methods and PoolOptions for the keyword arguments.
+    Nothing is opened before open() or the first acquire(). Connections are
+    opened by short-lived threads of the pool's own, so that no caller waits
+    for longer than it wants to, and none takes a connection with it when it
+    gives up. KeyboardInterrupt loses no connection at any point.
+
+    `clock` returns seconds, and must be monotonic. It's for tests.
+    """
+
+    def __init__(self, connector, *, name="default", clock=monotonic, **options):
+        super().__init__(connector, name=name, **options)
+        options = self.options
+        self._clock = clock
+        self._timeout = inf if options.timeout is None else options.timeout
+        self._ping_after = inf
+        self._watches = False
+        self._check = self._find_check(options.check)
+        self._is_clean, self._reset = self._find_reset(options.reset)
+        self._records_stacks = options.leak_threshold is not None
+        # Guards the core where it says "locked". No I/O, no hook and no
+        # logging happens while it's held.
+        self._lock = threading.Lock()
+        # Notified when connections have been opened or closed.
+        self._changed = threading.Condition(self._lock)
+        self._core = self._make_core()
+
+    def _make_core(self):
+        return PoolCore(self.options, name=self.name, lock_always=LOCK_ALWAYS)
+
+    def _find_check(self, option):
+        """Return what asks an entry's connection for a sign of life, or None."""
+        connector = self.connector
+        if option == "off":
+            return None
+        if option == "auto":
+            self._watches = True
+            if type(connector).check is not BaseConnector.check:
+                self._ping_after = connector.ping_after
+            return connector.check
+        self._ping_after = 0.0
+        if option == "ping":
+            return connector.check
+        check = self._resolve(option)
+        return lambda entry: bool(check(entry.connection))
+
+    def _find_reset(self, option):
+        """
+        Return two callables that take an entry: what says that it needs no
+        cleaning (None if none ever does), and what cleans it.
+        """
+        connector = self.connector
+        if option == "auto":
+            is_clean = connector.is_clean
+            if type(connector).is_clean is BaseConnector.is_clean:
+                is_clean = None
+            return is_clean, connector.reset
+        if option == "always":
+            return self._never_clean, self._reset_fully
+        if option == "rollback":
+            return self._never_clean, self._roll_back
+        reset = self._resolve(option)
+
+        def reset_by_callable(entry):
+            reset(entry.connection)
+            return True
+
+        return self._never_clean, reset_by_callable
+
+    @staticmethod
+    def _resolve(option):
+        if callable(option):
+            return option
+        try:
+            return import_string(option)
+        except ImportError as e:
+            raise ImproperlyConfigured(
+                "POOL names %r, which can't be imported: %s" % (option, e)
+            ) from e
+
+    @staticmethod
+    def _never_clean(entry):
+        return False
+
+    def _reset_fully(self, entry):
+        return self.connector.reset(entry, full=True)
+
+    def _roll_back(self, entry):
+        self.connector.rollback(entry)
+        return self._is_clean_after_rollback(entry)
+
+    def _is_clean_after_rollback(self, entry):
+        return self.connector.is_clean(entry) or self.connector.reset(entry)
+
+    # Lending. The fast paths are written out in full: each call made here is
+    # paid at every request.
+
+    def acquire(self, timeout=None):
+        core = self._core
+        if not core.contended:
+            try:
+                entry = core.idle.pop()
+            except IndexError:
+                pass
+            else:
+                now = self._clock()
+                if (
+                    now < entry.fresh_until
+                    and entry.generation == core.generation
+                    and (entry.poll is None or not entry.poll(0))
+                ) or self._is_healthy(entry, now):
+                    entry.acquired_at = now
+                    entry.holder = get_ident()
+                    entry.uses += 1
+                    if self._records_stacks:
+                        entry.stack = self._record_stack()
+                    return entry
+        return self._wait_for_entry(timeout)
+
+    def release(self, entry):
+        core = self._core
+        acquired_at = entry.acquired_at
+        if acquired_at is None or entry.core is not core:
+            return self._refuse(entry)
+        is_clean = self._is_clean
+        if is_clean is not None and not is_clean(entry) and not self._clean(entry):
+            return self.discard(entry)
+        now = self._clock()
+        entry.acquired_at = None
+        entry.used_seconds += now - acquired_at
+        entry.idle_since = now
+        fresh_until = now + self._ping_after
+        if fresh_until > entry.expires_at:
+            fresh_until = entry.expires_at
+        entry.fresh_until = fresh_until
+        if entry.leak_reported:
+            self._report_return(entry, now - acquired_at)
+        core.idle.append(entry)
+        if core.contended:
+            self._settle()
+
+    def discard(self, entry):
+        core = self._core
+        acquired_at = entry.acquired_at
+        if acquired_at is None or entry.core is not core:
+            return self._refuse(entry)
+        now = self._clock()
+        entry.acquired_at = None
+        entry.used_seconds += now - acquired_at
+        if entry.leak_reported:
+            self._report_return(entry, now - acquired_at)
+        with self._lock:
+            orders = core.discard(entry, now)
+        self._execute(orders)
+
+    def _refuse(self, entry):
+        """Explain why an entry can't be given back."""
+        if entry.connection is None and entry.core is not self._core:
+            # A forked child gives back what its parent borrowed. It has been
+            # abandoned already.
+            return
+        raise PoolError(
+            "%r isn't lent by the pool of '%s': it was given back before, or "
+            "belongs to another pool. Release each acquired entry once."
+            % (entry, self.name)
+        )
+
+    def _wait_for_entry(self, timeout):
+        """Acquire by getting in line."""
+        core = self._core
+        timeout = self._timeout if timeout is None else timeout
+        waiter = ThreadWaiter()
+        now = self._clock()
+        deadline = now + timeout
+        with self._lock:
+            core.enqueue(waiter, now)
+            orders = core.settle(now)
+        try:
+            self._execute(orders)
+            if waiter.entry is None and waiter.error is None:
+                self._prepare_to_wait(now)
+            while True:
+                if not self._is_served(waiter, deadline):
+                    raise self._timeout_error(timeout)
+                if waiter.error is not None:
+                    raise self._own_error(waiter.error)
+                now = self._clock()
+                entry = waiter.entry
+                if self._is_healthy(entry, now):
+                    break
+                # A new one, for the notification of the first may still be
+                # on its way when the grant was found at the deadline.
+                waiter = ThreadWaiter()
+                with self._lock:
+                    core.enqueue_first(waiter, now)
+                    orders = core.settle(now)
+                self._execute(orders)
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+        entry.acquired_at = now
+        entry.holder = get_ident()
+        entry.uses += 1
+        if self._records_stacks:
+            entry.stack = self._record_stack()
+        return entry
+
+    def _prepare_to_wait(self, now):
+        """See to it that waiting isn't in vain."""
+        housekeeper.expect(self, now)
+        self._reclaim()
+
+    def _is_served(self, waiter, deadline):
+        """Return whether the waiter was granted an entry, or an error."""
+        # Notified or not: a grant found at the deadline is as good.
+        if waiter.wait(deadline - self._clock()):
+            return True
+        if self._collect_garbage():
+            self._settle()
+        with self._lock:
+            entry = self._core.withdraw(waiter, self._clock())
+            if entry is None and waiter.error is None:
+                self._core.timeouts += 1
+                return False
+        return True
+
+    def _withdraw(self, waiter):
+        """Take a waiter out of the line, giving up what it was granted."""
+        now = self._clock()
+        orders = None
+        with self._lock:
+            entry = self._core.withdraw(waiter, now)
+            if entry is not None and entry.connection is not None:
+                # Interrupted, perhaps in the midst of a check.
+                orders = self._core.discard(entry, now)
+        if orders is not None:
+            self._execute(orders)
+
+    def _settle(self):
+        with self._lock:
+            orders = self._core.settle(self._clock())
+        self._execute(orders)
+
+    def _collect_garbage(self):
+        """
+        Collect garbage for the sake of lost connections, as a last resort.
+
+        A DatabaseWrapper is part of reference cycles, so what was dropped with
+        one comes back only when garbage is collected, which may be long after
+        everybody has given up waiting. Return whether it was done.
+        """
+        global _next_collection
+        now = monotonic()
+        if now < _next_collection or not gc.isenabled():
+            return False
+        _next_collection = now + COLLECTION_PAUSE
+        gc.collect()
+        return True
+
+    @staticmethod
+    def _own_error(error):
+        """Return an error to raise in one thread of those that share it."""
+        try:
+            own_error = copy.copy(error)
+        except Exception:
+            return error
+        if type(own_error) is not type(error) or own_error.args != error.args:
+            return error
+        own_error.__cause__ = error.__cause__
+        own_error.__suppress_context__ = error.__suppress_context__
+        return own_error.with_traceback(error.__traceback__)
+
+    def _timeout_error(self, timeout):
+        with self._lock:
+            core = self._core
+            stats = core.stats()
+            holders = core.longest_holders(NAMED_HOLDERS)
+            cause = core.last_error
+            is_suspended = core.is_suspended
+        now = self._clock()
+        message = (
+            "Couldn't acquire a connection to '%s' within %.2f seconds "
+            "(max_size=%s, %d in use, %s%d waiting)."
+            % (
+                self.name,
+                timeout,
+                stats.max_size,
+                stats.in_use,
+                "%d connecting, " % stats.connecting if stats.connecting else "",
+                # The caller isn't in line anymore, but it was.
+                stats.waiting + 1,
+            )
+        )
+        if is_suspended:
+            message += " The pool is suspended. Call resume()."
+        elif cause is not None:
+            message += " Connecting failed: %s" % type(cause).__name__
+        else:
+            message += " Raise max_size or shorten transactions."
+        if holders:
+            names = {thread.ident: thread.name for thread in threading.enumerate()}
+            message += " Held longest: %s." % ", ".join(
+                "%.2f seconds by thread %r"
+                % (now - acquired_at, names.get(entry.holder, entry.holder))
+                for entry in holders
+                if (acquired_at := entry.acquired_at) is not None
+            )
+        error = PoolTimeout(message)
+        error.__cause__ = cause
+        return error
+
+    # Health.
+
+    def _is_healthy(self, entry, now):
+        """Return whether an owned entry can be lent; discard it otherwise."""
+        core = self._core
+        if not core.is_lendable(entry, now):
+            with self._lock:
+                orders = core.discard(entry, now)
+            self._execute(orders)
+            return False
+        if self._check is None:
+            return True
+        is_readable = entry.poll is not None and bool(entry.poll(0))
+        # Something to read is not yet an end: notices, parameter changes and
+        # session tickets come unasked too. A round trip tells, and on a dead
+        # connection it fails at once.
+        if not is_readable and now < entry.fresh_until:
+            return True
+        is_alive = self._ping(entry)
+        if is_alive is None:
+            is_alive = not is_readable
+        if is_alive:
+            return True
+        self._invalidate_with(entry)
+        return False
+
+    def _ping(self, entry):
+        with self._lock:
+            self._core.checks += 1
+        try:
+            return self._check(entry)
+        except Exception as e:
+            logger.debug("Pool '%s': check raised %s.", self.name, type(e).__name__)
+            return False
+
+    def _invalidate_with(self, entry):
+        """Discard an owned entry found dead, and all others of its age."""
+        core = self._core
+        now = self._clock()
+        with self._lock:
+            core.check_failures += 1
+            is_first = entry.generation == core.generation
+            orders = core.discard(entry, now)
+            if is_first:
+                # What killed this one, a restarted server say, has hardly
+                # spared the others.
+                orders = core._join(orders, core.invalidate(now))
+        if is_first:
+            logger.warning(
+                "Pool '%s': a connection was found dead; all connections are "
+                "replaced.",
+                self.name,
+            )
+        self._execute(orders)
+
+    def _clean(self, entry):
+        """Clean an entry that comes back. Return whether it can be reused."""
+        with self._lock:
+            self._core.resets += 1
+        try:
+            if self._reset(entry):
+                return True
+        except Exception as e:
+            logger.warning(
+                "Pool '%s': a connection was discarded, for cleaning it raised %s.",
+                self.name,
+                type(e).__name__,
+            )
+        with self._lock:
+            self._core.distrust()
+        return False
+
+    # Carrying out orders, without the lock.
+
+    def _execute(self, orders):
+        for waiter in orders.settled:
+            waiter.notify()
+        for _ in range(orders.connects):
+            self._start_connecting()
+        for entry in orders.leaks:
+            self._report_leak(entry)
+        if orders.gave_up is not None:
+            self.reconnect_failed(orders.gave_up)
+        for entry in orders.closing:
+            self._close_connection(entry)
+            with self._lock:
+                more = self._core.closed(self._clock())
+                self._changed.notify_all()
+            self._execute(more)
+        for entry in orders.lost:
+            self._take_back(entry)
+
+    def _close_connection(self, entry):
+        connection, entry.connection = entry.connection, None
+        # A poll object outlives the descriptor that it watches.
+        entry.poll = None
+        if connection is None:
+            return
+        try:
+            self.connector.close(connection)
+        except Exception as e:
+            logger.debug("Pool '%s': close raised %s.", self.name, type(e).__name__)
+        else:
+            logger.debug("Pool '%s': closed a connection.", self.name)
+
+    def _take_back(self, entry):
+        """Release an entry that its borrower lost."""
+        logger.warning(
+            "Pool '%s': a connection came back because its user was gone. Close "
+            "connections when a thread or task ends.",
+            self.name,
+        )
+        if entry.acquired_at is not None:
+            self.release(entry)
+            return
+        # Lost on the way from or to a borrower, by an interrupt, perhaps in
+        # the midst of a check.
+        with self._lock:
+            orders = self._core.discard(entry, self._clock())
+        self._execute(orders)
+
+    def _start_connecting(self):
+        thread = threading.Thread(
+            target=self._connect, name="django-pool-connect", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            # There can be no more threads: too many, or the interpreter is
+            # about to exit.
+            self._connect()
+
+    def _connect(self):
+        """Open a connection, and go on for as long as more are wanted."""
+        while self._open_one():
+            pass
+
+    def _open_one(self):
+        core = self._core
+        generation = core.generation
+        entry = None
+        error = None
+        try:
+            entry = self._open_entry(core, generation)
+        except BaseException as e:
+            error = e
+            # The password may be among the locals of the driver's frames.
+            logger.debug("Pool '%s': connecting failed.", self.name)
+        now = self._clock()
+        with self._lock:
+            if entry is None:
+                orders = core.connect_failed(error, now)
+            else:
+                core.connected(entry, now)
+                core.idle.append(entry)
+                entry = None
+                orders = core.settle(now)
+            due = core.next_due(now)
+            self._changed.notify_all()
+            goes_on = orders.connects > 0
+            if goes_on:
+                # This thread opens the next one.
+                orders.connects -= 1
+        housekeeper.expect(self, due)
+        self._execute(orders)
+        return goes_on
+
+    def _open_entry(self, core, generation):
+        connector = self.connector
+        connection = connector.open()
+        entry = core.make_entry(connection, generation, self._clock())
+        try:
+            connector.configure(entry)
+            if self._watches:
+                entry.poll = connector.watch(connection)
+        except BaseException:
+            self._close_connection(entry)
+            raise
+        now = self._clock()
+        entry.idle_since = now
+        entry.fresh_until = min(entry.expires_at, now + self._ping_after)
+        logger.debug("Pool '%s': opened a connection.", self.name)
+        return entry
+
+    def reconnect_failed(self, error):
+        """
+        Hook: connecting has failed for reconnect_timeout seconds.
+
+        Nothing is tried in the background anymore until somebody asks for a
+        connection. Called without the lock, in a thread of the pool's.
+        """
+        logger.warning(
+            "Pool '%s': couldn't connect for %.0f seconds (%s).",
+            self.name,
+            self.options.reconnect_timeout,
+            type(error).__name__,
+        )
+
+    # Leaks.
+
+    @staticmethod
+    def _record_stack():
+        # Only references to code and line numbers: lines are looked up, and
+        # formatted, when there is a leak to report.
+        return traceback.StackSummary.extract(
+            traceback.walk_stack(sys._getframe(2)), lookup_lines=False
+        )
+
+    def _report_leak(self, entry):
+        acquired_at = entry.acquired_at
+        if acquired_at is None:
+            return
+        stack = entry.stack or []
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        logger.warning(
+            "Pool '%s': a connection is in use for %.2f seconds by thread %r. It "
+            "was acquired at (most recent call last):\n%s",
+            self.name,
+            self._clock() - acquired_at,
+            names.get(entry.holder, entry.holder),
+            "".join(traceback.StackSummary.from_list(list(stack)[::-1]).format()),
+        )
+
+    def _report_return(self, entry, seconds):
+        entry.leak_reported = False
+        logger.warning(
+            "Pool '%s': the connection reported as a leak came back after %.2f "
+            "seconds.",
+            self.name,
+            seconds,
+        )
+
+    def _reclaim(self):
+        """Take back what is lent to users that are gone."""
+        with self._lock:
+            entries = [
+                entry
+                for entry in self._core.all_entries()
+                if entry.acquired_at is not None
+            ]
+        for entry in entries:
+            if self.connector.reclaim(entry):
+                with self._lock:
+                    self._core.lost += 1
+                self._take_back(entry)
+
+    # Steering.
+
+    def open(self, wait=False, timeout=30.0):
+        with self._lock:
+            orders = self._core.start(self._clock())
+        self._execute(orders)
+        if wait:
+            self.wait(timeout)
+
+    def wait(self, timeout=30.0):
+        deadline = self._clock() + timeout
+        self.open()
+        with self._lock:
+            core = self._core
+            while len(core.entries) < core.min_size and not core.is_closed:
+                remaining = deadline - self._clock()
+                if remaining <= 0:
+                    raise PoolTimeout(
+                        "The pool of '%s' couldn't open min_size=%d connections "
+                        "within %.2f seconds (%d are open). Lower min_size, or see "
+                        "the server's log."
+                        % (self.name, core.min_size, timeout, len(core.entries))
+                    ) from core.last_error
+                self._changed.wait(remaining)
+            if core.is_closed:
+                raise PoolClosed(
+                    "The pool of '%s' was closed while waiting for it." % self.name
+                )
+
+    def close(self, timeout=5.0):
+        deadline = self._clock() + timeout
+        with self._lock:
+            orders = self._core.close(self._clock())
+        self._execute(orders)
+        with self._lock:
+            while not self._is_empty():
+                remaining = deadline - self._clock()
+                if remaining <= 0:
+                    return False
+                self._changed.wait(remaining)
+        return True
+
+    def _is_empty(self):
+        core = self._core
+        return not (core.entries or core.connecting or core.closing)
+
+    def drain(self):
+        with self._lock:
+            orders = self._core.invalidate(self._clock())
+        self._execute(orders)
+
+    def resize(self, min_size, max_size):
+        # Validates.
+        type(self.options)(min_size=min_size, max_size=max_size)
+        with self._lock:
+            orders = self._core.resize(min_size, max_size, self._clock())
+        self._execute(orders)
+
+    def suspend(self):
+        with self._lock:
+            self._core.suspend()
+
+    def resume(self):
+        with self._lock:
+            orders = self._core.resume(self._clock())
+        self._execute(orders)
+
+    def check(self):
+        if self._check is None:
+            return
+        core = self._core
+        for _ in range(len(core.idle)):
+            try:
+                # From the other end: the hot ones have proved that they live.
+                entry = core.idle.popleft()
+            except IndexError:
+                return
+            is_alive = self._ping(entry)
+            if is_alive is None or is_alive:
+                entry.fresh_until = min(
+                    entry.expires_at, self._clock() + self._ping_after
+                )
+                core.idle.append(entry)
+                if core.contended:
+                    self._settle()
+            else:
+                self._invalidate_with(entry)
+
+    def reap(self):
+        with self._lock:
+            starving = bool(self._core.waiters)
+        if starving:
+            self._reclaim()
+        now = self._clock()
+        with self._lock:
+            orders = self._core.reap(now)
+        self._execute(orders)
+        with self._lock:
+            return self._core.next_due(now)
+
+    def stats(self):
+        with self._lock:
+            return self._core.stats()
+
+    def after_fork_in_child(self):
+        # The child has one thread, and whoever held the lock is not in it.
+        abandoned = self._core
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._core = self._make_core()
+        self._core.is_closed = abandoned.is_closed
+        self._core.contended = abandoned.is_closed or LOCK_ALWAYS
+        for ref in list(abandoned.entries.values()):
+            if (entry := ref()) is not None:
+                self.connector.abandon(entry)
+
+
+class NullPool(ConnectionPool):
+    """
+    A pool that keeps nothing: each connection is opened when it's asked for
+    and closed when it comes back. Their number is bounded all the same.
+    """
+
+    supports_reuse = False
+    supports_min_size = False
+
+    def __init__(self, connector, **options):
+        super().__init__(connector, **options)
+        if self.options.min_size:
+            raise ImproperlyConfigured(
+                "NullPool keeps no connections open. Remove 'min_size', or use "
+                "ConnectionPool."
+            )
+
+    def release(self, entry):
+        self.discard(entry)
