@@ -158,12 +158,14 @@ class Waiter:
     wakes the caller and is called without the lock.
     """
 
-    __slots__ = ("entry", "error", "queued_at")
+    __slots__ = ("entry", "error", "queued_at", "ticket")
 
     def __init__(self):
         self.entry = None
         self.error = None
         self.queued_at = None
+        # Its place in the order of arrival.
+        self.ticket = None
 
     def notify(self):
         raise NotImplementedError("subclasses of Waiter must provide a notify() method")
@@ -237,6 +239,7 @@ class PoolCore:
         self.is_suspended = False
         self.is_closed = False
         self._serials = count(1)
+        self._tickets = count(1)
         # Consecutive failures to connect, since when, the last of them, and
         # when to try again unasked.
         self.failures = 0
@@ -343,22 +346,32 @@ class PoolCore:
                 % (self.name, len(self.waiters), self.max_waiting, self.max_size)
             )
         self.is_started = True
+        waiter.ticket = next(self._tickets)
         waiter.queued_at = now
         self.waiters[waiter] = None
         self.contended = True
 
-    def enqueue_first(self, waiter, now):
+    def enqueue_again(self, waiter, earlier, now):
         """
-        Put a caller back at the head of the line: what it was granted turned
-        out to be dead. settle() must follow under the same lock.
+        Put a caller back in line, where it was as the waiter `earlier`: what
+        that was granted turned out to be dead. settle() must follow under the
+        same lock.
 
         Raise PoolClosed.
         """
         self._validate_open()
-        waiter.entry = None
+        waiter.ticket = earlier.ticket
         waiter.queued_at = now
+        # Whoever was granted something came before all that are in line, but
+        # for those that are back as well.
+        before = []
+        for other in self.waiters:
+            if other.ticket > waiter.ticket:
+                break
+            before.append(other)
         self.waiters[waiter] = None
-        self.waiters.move_to_end(waiter, last=False)
+        for other in [waiter, *reversed(before)]:
+            self.waiters.move_to_end(other, last=False)
         self.contended = True
 
     def withdraw(self, waiter, now):

@@ -246,9 +246,9 @@ class ConnectionPool(BasePool):
                     break
                 # A new one, for the notification of the first may still be
                 # on its way when the grant was found at the deadline.
-                waiter = ThreadWaiter()
+                earlier, waiter = waiter, ThreadWaiter()
                 with self._lock:
-                    core.enqueue_first(waiter, now)
+                    core.enqueue_again(waiter, earlier, now)
                     orders = core.settle(now)
                 self._execute(orders)
         except BaseException:
