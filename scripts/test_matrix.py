@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""
+Run the tests with every supported Django on every database.
+
+The last line is the sum: "N passed, N failed, N skipped". Only the standard
+library is needed, environments.py makes the rest.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+
+import environments
+
+DATABASES = ["sqlite", "postgresql", "mysql"]
+
+Result = namedtuple("Result", ["passed", "failed", "skipped", "note"])
+
+# Seconds between asking a run to end and killing it.
+GRACE = 20
+
+
+def run_and_show(command, timeout):
+    """
+    Run a command, showing its output as it comes. Return the output, the exit
+    status and whether the command took too long.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=environments.ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # For ending its children along with it.
+        start_new_session=True,
+    )
+    timed_out = threading.Event()
+
+    def end():
+        timed_out.set()
+        # runtests.py shows all stacks.
+        kill_group(process, signal.SIGUSR1)
+        time.sleep(1)
+        kill_group(process, signal.SIGTERM)
+        time.sleep(GRACE)
+        kill_group(process, signal.SIGKILL)
+
+    timer = threading.Timer(timeout, end)
+    timer.daemon = True
+    timer.start()
+    lines = []
+    try:
+        for line in process.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            lines.append(line)
+        process.wait()
+    except BaseException:
+        # E.g. Ctrl+C: the run, in a session of its own, doesn't see it.
+        kill_group(process, signal.SIGTERM)
+        raise
+    finally:
+        timer.cancel()
+        process.stdout.close()
+    return "".join(lines), process.returncode, timed_out.is_set()
+
+
+def kill_group(process, number):
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def parse(output, status):
+    """Return the Result that runtests.py printed."""
+    counts = re.findall(
+        r"^Result: passed=(\d+) failed=(\d+) skipped=(\d+)$", output, re.M
+    )
+    if not counts:
+        return Result(0, 1, 0, "exit status %s, no result" % status)
+    result = Result(*map(int, counts[-1]), "")
+    if result.passed + result.failed + result.skipped == 0:
+        return result._replace(failed=1, note="no tests")
+    if status and not result.failed:
+        return result._replace(failed=1, note="exit status %s" % status)
+    return result
+
+
+def run_cell(python, database, options):
+    command = [python, "runtests.py", "--settings=test_%s" % database, "--noinput"]
+    started = time.monotonic()
+    output, status, timed_out = run_and_show(
+        [*command, *options.labels], options.timeout
+    )
+    result = parse(output, status)
+    if timed_out:
+        note = "ended after %d seconds" % options.timeout
+        result = result._replace(failed=max(1, result.failed), note=note)
+    elif not result.note:
+        result = result._replace(note="%.0f s" % (time.monotonic() - started))
+    return result
+
+
+def print_title(title):
+    print("\n=== %s %s" % (title, "=" * (74 - len(title))), flush=True)
+
+
+def print_summary(results):
+    print_title("Summary")
+    print("%-8s %-12s %7s %7s %8s" % ("Django", "", "passed", "failed", "skipped"))
+    for (version, database), result in results.items():
+        print(
+            "%-8s %-12s %7d %7d %8d  %s"
+            % (
+                version,
+                database,
+                result.passed,
+                result.failed,
+                result.skipped,
+                result.note,
+            )
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("labels", nargs="*", help="test labels for runtests.py")
+    parser.add_argument(
+        "--django",
+        action="append",
+        choices=list(environments.DJANGO_PYTHONS),
+        help="test this version only; may be repeated",
+    )
+    parser.add_argument(
+        "--database",
+        action="append",
+        choices=[*DATABASES, "oracle"],
+        help="test this database only; may be repeated",
+    )
+    parser.add_argument(
+        "--require-all",
+        action="store_true",
+        help="fail when a Python is missing, instead of testing without",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=20 * 60,
+        help="seconds for one version on one database (default: %(default)s)",
+    )
+    options = parser.parse_args()
+
+    results, missing = {}, []
+    for version in options.django or environments.DJANGO_PYTHONS:
+        try:
+            python = environments.ensure("django-%s" % version)
+        except environments.EnvironmentFailure as exc:
+            print_title("Django %s" % version)
+            print("Not tested: %s" % exc)
+            missing.append(version)
+            if options.require_all:
+                results[version, ""] = Result(0, 1, 0, "no environment")
+            continue
+        for database in options.database or DATABASES:
+            print_title("Django %s, %s" % (version, database))
+            results[version, database] = run_cell(python, database, options)
+
+    print_summary(results)
+    if missing:
+        print("Not tested, see above: Django %s" % ", ".join(missing))
+    passed = sum(result.passed for result in results.values())
+    failed = sum(result.failed for result in results.values())
+    skipped = sum(result.skipped for result in results.values())
+    print("%d passed, %d failed, %d skipped" % (passed, failed, skipped), flush=True)
+    return 1 if failed or not passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
