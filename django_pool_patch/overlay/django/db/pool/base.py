@@ -12,6 +12,11 @@ from contextlib import contextmanager
 
 from .options import PoolOptions
 
+try:
+    import ctypes
+except ImportError:
+    ctypes = None
+
 # All pools of this process, for those who have to reach each of them: after a
 # fork, and at the interpreter's exit.
 live_pools = weakref.WeakSet()
@@ -19,6 +24,21 @@ live_pools = weakref.WeakSet()
 # Connections that a forked child inherited. Closing them would say goodbye on
 # a socket that is the parent's, and some drivers close what is collected.
 _inherited_connections = []
+
+
+def _keep_forever(connection):
+    """
+    Keep a connection from being collected, even at the interpreter's exit.
+
+    For SQLite, "it is safer to allow the connection to leak": closing it in a
+    child would roll back the parent's transaction and delete its journal. See
+    https://www.sqlite.org/howtocorrupt.html, section 2.6.
+    """
+    _inherited_connections.append(connection)
+    if hasattr(ctypes, "pythonapi"):
+        # The list above is emptied when the interpreter exits. A reference
+        # that nobody knows of outlives that.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 class BaseConnector:
@@ -124,9 +144,12 @@ class BaseConnector:
         collected.
         """
         connection, entry.connection = entry.connection, None
-        if connection is None:
-            return
-        _inherited_connections.append(connection)
+        if connection is not None:
+            self.abandon_connection(connection)
+
+    def abandon_connection(self, connection):
+        """Do what abandon() does with a connection that isn't an entry's."""
+        _keep_forever(connection)
         try:
             fileno = self.fileno(connection)
         except Exception:
@@ -138,6 +161,12 @@ class BaseConnector:
                 os.dup2(null, fileno, inheritable=False)
             finally:
                 os.close(null)
+
+    def after_fork_in_child(self):
+        """
+        Let go of connections that were being opened when the process forked,
+        and that the pool doesn't know of.
+        """
 
 
 class BasePool:

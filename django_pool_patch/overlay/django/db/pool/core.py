@@ -223,7 +223,10 @@ class PoolCore:
         self.idle = deque()
         # Lost entries, put there by their finalizers.
         self.inbox = deque()
-        # Weak references to all open entries by serial. Locked.
+        # All open entries by serial: weak references to them, and strong ones
+        # to what they hold. When garbage that an entry is part of is
+        # collected, the entry comes back, but the finalizers of all the rest
+        # run nevertheless. Drivers close connections in theirs. Locked.
         self.entries = {}
         # Callers in line; an ordered set. Locked.
         self.waiters = OrderedDict()
@@ -283,7 +286,16 @@ class PoolCore:
 
     def all_entries(self):
         """Return the open entries that exist, in use or not. Locked."""
-        return [entry for ref in self.entries.values() if (entry := ref()) is not None]
+        return [
+            entry for ref, *_ in self.entries.values() if (entry := ref()) is not None
+        ]
+
+    def _register(self, entry):
+        self.entries[entry.serial] = (
+            weakref.ref(entry),
+            entry.connection,
+            entry.session,
+        )
 
     def stats(self):
         """Return a PoolStats. Locked."""
@@ -490,7 +502,7 @@ class PoolCore:
                 return
             entry = entry.successor()
             if entry.serial in self.entries:
-                self.entries[entry.serial] = weakref.ref(entry)
+                self._register(entry)
                 self.lost += 1
                 orders.lost.append(entry)
             else:
@@ -523,7 +535,7 @@ class PoolCore:
         self.failing_since = None
         self.last_error = None
         self.retry_at = -math.inf
-        self.entries[entry.serial] = weakref.ref(entry)
+        self._register(entry)
 
     def connect_failed(self, error, now):
         """

@@ -27,6 +27,9 @@ LOCK_ALWAYS = not getattr(sys, "_is_gil_enabled", lambda: True)()
 COLLECTION_PAUSE = 10.0
 _next_collection = -inf
 
+# Seconds for which a connection that was just opened needs no check.
+TRUST_IN_NEW = 1.0
+
 # How many holders a PoolTimeout names.
 NAMED_HOLDERS = 3
 
@@ -79,6 +82,8 @@ class ConnectionPool(BasePool):
         self._lock = threading.Lock()
         # Notified when connections have been opened or closed.
         self._changed = threading.Condition(self._lock)
+        # Entries that aren't the core's yet, for forked children to abandon.
+        self._opening = set()
         self._core = self._make_core()
 
     def _make_core(self):
@@ -178,8 +183,12 @@ class ConnectionPool(BasePool):
         acquired_at = entry.acquired_at
         if acquired_at is None or entry.core is not core:
             return self._refuse(entry)
-        is_clean = self._is_clean
-        if is_clean is not None and not is_clean(entry) and not self._clean(entry):
+        try:
+            is_clean = self._is_clean is None or self._is_clean(entry)
+        except Exception:
+            # Drivers raise when asked about a connection that was closed.
+            is_clean = False
+        if not is_clean and not self._clean(entry):
             return self.discard(entry)
         now = self._clock()
         entry.acquired_at = None
@@ -519,6 +528,7 @@ class ConnectionPool(BasePool):
                 orders = core.connect_failed(error, now)
             else:
                 core.connected(entry, now)
+                self._opening.discard(entry)
                 core.idle.append(entry)
                 entry = None
                 orders = core.settle(now)
@@ -536,16 +546,21 @@ class ConnectionPool(BasePool):
         connector = self.connector
         connection = connector.open()
         entry = core.make_entry(connection, generation, self._clock())
+        self._opening.add(entry)
         try:
             connector.configure(entry)
             if self._watches:
                 entry.poll = connector.watch(connection)
         except BaseException:
+            self._opening.discard(entry)
             self._close_connection(entry)
             raise
         now = self._clock()
         entry.idle_since = now
-        entry.fresh_until = min(entry.expires_at, now + self._ping_after)
+        # New connections are healthy.
+        entry.fresh_until = min(
+            entry.expires_at, now + max(self._ping_after, TRUST_IN_NEW)
+        )
         logger.debug("Pool '%s': opened a connection.", self.name)
         return entry
 
@@ -718,14 +733,17 @@ class ConnectionPool(BasePool):
     def after_fork_in_child(self):
         # The child has one thread, and whoever held the lock is not in it.
         abandoned = self._core
+        # Lost entries may have no weak references anymore.
+        entries = [*abandoned.all_entries(), *abandoned.inbox, *self._opening]
+        self._opening = set()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._core = self._make_core()
         self._core.is_closed = abandoned.is_closed
         self._core.contended = abandoned.is_closed or LOCK_ALWAYS
-        for ref in list(abandoned.entries.values()):
-            if (entry := ref()) is not None:
-                self.connector.abandon(entry)
+        for entry in entries:
+            self.connector.abandon(entry)
+        self.connector.after_fork_in_child()
 
 
 class NullPool(ConnectionPool):

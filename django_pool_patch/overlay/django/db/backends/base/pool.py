@@ -244,15 +244,14 @@ class DatabaseConnector(BaseConnector):
 
     def reset(self, entry, full=False):
         session = entry.session
+        # In a failed transaction not even a check would succeed.
+        self.roll_back_if_needed(entry)
+        self.restore_state(entry)
         if session.is_suspect:
             if not self.check(entry):
                 return False
             session.is_suspect = False
-        if full:
-            return self.reset_session(entry)
-        self.roll_back_if_needed(entry)
-        self.restore_state(entry)
-        return True
+        return self.reset_session(entry) if full else True
 
     # What differs from driver to driver.
 
@@ -311,6 +310,11 @@ class DatabaseConnector(BaseConnector):
                 wrapper.closed_in_transaction = True
                 wrapper.needs_rollback = True
         super().abandon(entry)
+
+    def after_fork_in_child(self):
+        opening, self._opening = self._opening, {}
+        for wrapper, _ in opening.values():
+            self.abandon_connection(wrapper.connection)
 
     @staticmethod
     def _get_lessee(entry):

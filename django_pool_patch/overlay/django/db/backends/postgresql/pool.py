@@ -42,8 +42,6 @@ class DatabaseConnector(BaseDatabaseConnector):
 
     def reset_session(self, entry):
         connection = entry.connection
-        self.roll_back_if_needed(entry)
-        self.restore_state(entry)
         # DISCARD ALL can't run in a transaction.
         connection.autocommit = True
         with connection.cursor() as cursor:
