@@ -7,6 +7,7 @@ from unittest import mock
 from django.core.exceptions import ImproperlyConfigured
 from django.db import (
     DatabaseError,
+    Error,
     OperationalError,
     ProgrammingError,
     connection,
@@ -60,7 +61,7 @@ class LendingTestCase(TransactionTestCase):
             return cursor.fetchone()[0]
 
     def use(self, wrapper):
-        """Use a wrapper like a request does; return the driver's connection."""
+        """Use a wrapper like a request does. Return the driver's object."""
         self.assertEqual(self.select(wrapper), 1)
         driver_connection = wrapper.connection
         wrapper.close_if_unusable_or_obsolete()
@@ -329,7 +330,7 @@ class ReturningTests(LendingTestCase):
     def test_closed_within_atomic(self):
         wrapper = self.make_wrapper(max_size=1)
         with self.registered(wrapper):
-            with self.assertRaises(DatabaseError):
+            with self.assertRaises(Error):
                 with transaction.atomic():
                     self.insert(wrapper, "lost")
                     dirty = wrapper.connection
@@ -367,7 +368,7 @@ class ReturningTests(LendingTestCase):
         wrapper.ensure_connection()
         closed = wrapper.connection
         closed.close()
-        with self.assertRaises(DatabaseError):
+        with self.assertRaises(Error):
             self.select(wrapper)
         wrapper.close()
         self.assertIsNot(self.use(wrapper), closed)

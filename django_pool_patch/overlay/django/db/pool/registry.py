@@ -151,7 +151,11 @@ class PoolRegistry:
         """Have all pools start afresh."""
         self._lock = threading.Lock()
         for pool in list(live_pools):
-            pool.after_fork_in_child()
+            try:
+                pool.after_fork_in_child()
+            except Exception:
+                # The other pools have to start afresh all the same.
+                logger.exception("%r can't be used after a fork.", pool)
 
     def close_all(self, timeout=EXIT_TIMEOUT):
         """

@@ -90,7 +90,7 @@ class ConnectionPool(BasePool):
         return PoolCore(self.options, name=self.name, lock_always=LOCK_ALWAYS)
 
     def _find_check(self, option):
-        """Return what asks an entry's connection for a sign of life, or None."""
+        """Return what asks a connection for a sign of life, or None."""
         connector = self.connector
         if option == "off":
             return None
@@ -174,7 +174,7 @@ class ConnectionPool(BasePool):
                     entry.holder = get_ident()
                     entry.uses += 1
                     if self._records_stacks:
-                        entry.stack = self._record_stack()
+                        entry.stack = self._record_stack(2)
                     return entry
         return self._wait_for_entry(timeout)
 
@@ -267,7 +267,7 @@ class ConnectionPool(BasePool):
         entry.holder = get_ident()
         entry.uses += 1
         if self._records_stacks:
-            entry.stack = self._record_stack()
+            entry.stack = self._record_stack(3)
         return entry
 
     def _prepare_to_wait(self, now):
@@ -581,11 +581,12 @@ class ConnectionPool(BasePool):
     # Leaks.
 
     @staticmethod
-    def _record_stack():
+    def _record_stack(depth):
         # Only references to code and line numbers: lines are looked up, and
-        # formatted, when there is a leak to report.
+        # formatted, when there is a leak to report. `depth` leads to the
+        # caller of acquire().
         return traceback.StackSummary.extract(
-            traceback.walk_stack(sys._getframe(2)), lookup_lines=False
+            traceback.walk_stack(sys._getframe(depth)), lookup_lines=False
         )
 
     def _report_leak(self, entry):
@@ -732,7 +733,10 @@ class ConnectionPool(BasePool):
 
     def after_fork_in_child(self):
         # The child has one thread, and whoever held the lock is not in it.
-        abandoned = self._core
+        abandoned = getattr(self, "_core", None)
+        if abandoned is None:
+            # Another thread was making this pool, and is gone.
+            return
         # Lost entries may have no weak references anymore.
         entries = [*abandoned.all_entries(), *abandoned.inbox, *self._opening]
         self._opening = set()
@@ -765,3 +769,15 @@ class NullPool(ConnectionPool):
 
     def release(self, entry):
         self.discard(entry)
+
+    def _open_one(self):
+        goes_on = super()._open_one()
+        try:
+            entry = self._core.idle.pop()
+        except IndexError:
+            return goes_on
+        # Whoever it was opened for has given up.
+        with self._lock:
+            orders = self._core.discard(entry, self._clock())
+        self._execute(orders)
+        return goes_on

@@ -81,7 +81,7 @@ def borrow(wrapper, pool):
 
 def give_back(wrapper):
     """
-    Close a wrapper that borrowed its connection: BaseDatabaseWrapper.close().
+    Close a wrapper that borrowed: the part of BaseDatabaseWrapper.close().
 
     Return whether that is all. It isn't when somebody has put a connection of
     their own in the place of the one borrowed.
@@ -114,8 +114,8 @@ def _forsake(wrapper):
     """
     Give up the lease of a connection that isn't the wrapper's anymore.
 
-    Somebody set `connection` by hand. They may put it back, so the pool neither
-    closes it nor lends it to anybody else. It doesn't count it anymore.
+    Somebody set `connection` by hand. They may put it back, so the pool
+    neither closes it nor lends it to others. It doesn't count it anymore.
     """
     pool, entry = wrapper._pool_lease
     wrapper._pool_lease = None

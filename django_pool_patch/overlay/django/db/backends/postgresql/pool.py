@@ -37,8 +37,14 @@ class DatabaseConnector(BaseDatabaseConnector):
 
     def roll_back_if_needed(self, entry):
         connection = entry.connection
+        if connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+            return
+        connection.rollback()
         if connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
-            connection.rollback()
+            # In autocommit mode psycopg2 doesn't believe in transactions, but
+            # somebody may have begun one by hand.
+            with connection.cursor() as cursor:
+                cursor.execute("ROLLBACK")
 
     def reset_session(self, entry):
         connection = entry.connection
