@@ -1,5 +1,6 @@
 import gc
 import threading
+import time
 import unittest
 from contextlib import contextmanager
 from unittest import mock
@@ -14,6 +15,7 @@ from django.db import (
     transaction,
 )
 from django.db.backends.base.base import NO_DB_ALIAS
+from django.db.backends.base.pool import DatabaseConnector
 from django.db.backends.signals import connection_created
 from django.db.pool import ConnectionPool, NullPool, PoolTimeout, pools
 from django.test import TransactionTestCase, override_settings
@@ -568,6 +570,62 @@ class RegistryTests(LendingTestCase):
         pool = wrapper.connection_pool
         for text in (repr(pool), repr(pool.options), repr(pool.stats())):
             self.assertNotIn(secret, text)
+
+
+class GenericConnectorTests(LendingTestCase):
+    """A backend that knows nothing of pools."""
+
+    def make_wrapper(self, changes=None, **options):
+        wrapper = super().make_wrapper(changes, **options)
+        wrapper.__class__ = type(
+            "DatabaseWrapper",
+            (wrapper.__class__,),
+            {"connector_class": DatabaseConnector},
+        )
+        return wrapper
+
+    def test_use(self):
+        wrapper = self.make_wrapper()
+        self.assertIs(type(wrapper.connection_pool.connector), DatabaseConnector)
+        self.assertIs(self.use(wrapper), self.use(wrapper))
+        self.assertEqual(wrapper.connection_pool.stats().resets, 0)
+
+    def test_transaction_is_rolled_back(self):
+        wrapper = self.make_wrapper()
+        wrapper.set_autocommit(False)
+        self.insert(wrapper, "lost")
+        driver_connection = wrapper.connection
+        wrapper.close()
+        self.insert(wrapper, "kept")
+        self.assertIs(wrapper.connection, driver_connection)
+        self.assertEqual(self.names(), {"kept"})
+
+    def test_error_casts_doubt(self):
+        wrapper = self.make_wrapper()
+        with self.assertRaises(DatabaseError):
+            self.select(wrapper, "SELECT nothing_like_that")
+        wrapper.close()
+        self.use(wrapper)
+        self.assertEqual(wrapper.connection_pool.stats().resets, 1)
+
+    def test_pinged_when_idle(self):
+        wrapper = self.make_wrapper()
+        driver_connection = self.use(wrapper)
+        pool = wrapper.connection_pool
+        with mock.patch.object(pool, "_clock", lambda: time.monotonic() + 2):
+            self.assertIs(self.use(wrapper), driver_connection)
+            self.assertEqual(pool.stats().checks, 1)
+            driver_connection.close()
+        if wrapper.vendor == "sqlite":
+            # is_usable() is always true.
+            wrapper.close_pool()
+            return
+        with mock.patch.object(pool, "_clock", lambda: time.monotonic() + 4):
+            self.assertIsNot(self.use(wrapper), driver_connection)
+
+    def test_reset_always(self):
+        wrapper = self.make_wrapper(reset="always")
+        self.assertIsNot(self.use(wrapper), self.use(wrapper))
 
 
 @unittest.skipUnless(connection.vendor == "postgresql", "PostgreSQL tests")

@@ -691,7 +691,8 @@ class PoolCore:
             # What is in use now may become idle right after this.
             since = [entry.idle_since for entry in self._idle_snapshot()]
             due = min(due, min(since, default=now) + self.max_idle)
-        if self.leak_threshold is not None and len(self.entries) > len(self.idle):
+        if self.leak_threshold is not None and self.entries:
+            # What is idle now may be lent, and kept, right after this.
             due = min(due, now + self.leak_threshold / 4)
         if self.waiters:
             due = min(due, now + WAITING_INTERVAL)

@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from .base import BaseConnector, BasePool
-from .core import PoolCore, Waiter
+from .core import WAITING_INTERVAL, PoolCore, Waiter
 from .exceptions import PoolClosed, PoolError, PoolTimeout
 from .housekeeping import housekeeper
 
@@ -85,6 +85,7 @@ class ConnectionPool(BasePool):
         # Entries that aren't the core's yet, for forked children to abandon.
         self._opening = set()
         self._core = self._make_core()
+        self._next_reclaim = -inf
 
     def _make_core(self):
         return PoolCore(self.options, name=self.name, lock_always=LOCK_ALWAYS)
@@ -272,8 +273,12 @@ class ConnectionPool(BasePool):
 
     def _prepare_to_wait(self, now):
         """See to it that waiting isn't in vain."""
-        housekeeper.expect(self, now)
-        self._reclaim()
+        housekeeper.expect(self, now + WAITING_INTERVAL)
+        # Housekeeping will do it again, but what is lost already should not
+        # be waited for.
+        if now >= self._next_reclaim:
+            self._next_reclaim = now + WAITING_INTERVAL
+            self._reclaim()
 
     def _is_served(self, waiter, deadline):
         """Return whether the waiter was granted an entry, or an error."""

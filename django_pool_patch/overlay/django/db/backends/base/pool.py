@@ -159,6 +159,10 @@ class DatabaseConnector(BaseConnector):
     Backends subclass it for what their driver tells without a round trip.
     """
 
+    # Nothing is known of the driver that would tell that a connection is dead,
+    # so it's asked for a sign of life sooner than others.
+    ping_after = 1.0
+
     # Cached properties of a wrapper that are evaluated once for each physical
     # connection, so that no wrapper has to ask the server.
     facts = ()

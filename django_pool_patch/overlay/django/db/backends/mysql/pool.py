@@ -7,6 +7,7 @@ NO_MORE_RESULTS = -1
 
 
 class DatabaseConnector(BaseDatabaseConnector):
+    ping_after = 30.0
     facts = ("mysql_server_data",)
 
     def fileno(self, connection):

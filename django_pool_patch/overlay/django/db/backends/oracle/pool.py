@@ -4,6 +4,7 @@ from django.db.backends.base.pool import DatabaseConnector as BaseDatabaseConnec
 
 
 class DatabaseConnector(BaseDatabaseConnector):
+    ping_after = 30.0
     facts = ("oracle_version",)
 
     def watch(self, connection):

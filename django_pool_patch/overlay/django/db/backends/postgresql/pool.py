@@ -7,6 +7,7 @@ TRANSACTION_STATUS_IDLE = 0
 
 
 class DatabaseConnector(BaseDatabaseConnector):
+    ping_after = 30.0
     facts = ("pg_version",)
 
     def fileno(self, connection):
