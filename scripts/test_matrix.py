@@ -18,7 +18,7 @@ from collections import namedtuple
 
 import environments
 
-DATABASES = ["sqlite", "postgresql", "mysql"]
+DATABASES = ["sqlite", "postgresql", "psycopg2", "mysql"]
 
 Result = namedtuple("Result", ["passed", "failed", "skipped", "note"])
 
