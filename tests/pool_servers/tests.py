@@ -1,19 +1,23 @@
 """What holds on real servers, with many threads, and when servers fail."""
 
+import asyncio
 import os
 import threading
 import time
 import unittest
 
 import servers
+from asgiref.testing import ApplicationCommunicator
 from proxy import CountingProxy
 
+from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import OperationalError, close_old_connections, connection, connections
 from django.db.pool import PoolTimeout, pools
 from django.db.utils import ConnectionHandler
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import (
+    AsyncRequestFactory,
     RequestFactory,
     SimpleTestCase,
     TransactionTestCase,
@@ -203,7 +207,7 @@ class RecoveryTests(ServerTestCase):
         super().setUp()
         self.server = servers.shared_server(connection.vendor)
 
-    def terminate(self, pool, settings_dict):
+    def terminate(self, pool):
         """Have the server end the pool's connections, and no others."""
         entries = [pool.acquire() for _ in range(pool.stats().size)]
         pids = [self.get_pid(entry.connection) for entry in entries]
@@ -215,6 +219,9 @@ class RecoveryTests(ServerTestCase):
                 if connection.vendor == "postgresql"
                 else "KILL %d" % pid
             )
+        self.wait_until_readable(pool)
+
+    def wait_until_readable(self, pool):
         deadline = time.monotonic() + 10
         while not all(entry.poll(0) for entry in pool._core.idle):
             self.assertLess(time.monotonic(), deadline)
@@ -234,7 +241,7 @@ class RecoveryTests(ServerTestCase):
                 pool = handler["default"].connection_pool
                 self.warm_up(pool, number)
                 self.assertEqual(pool.stats().idle, number)
-                self.terminate(pool, connection.settings_dict)
+                self.terminate(pool)
                 with self.assertLogs("django.db.pool", "WARNING") as logs:
                     self.assertEqual(query(handler), 42)
                 self.assertIn("a connection was found dead", logs.output[0])
@@ -252,12 +259,31 @@ class RecoveryTests(ServerTestCase):
         handler = self.make_handler(max_size=10)
         pool = handler["default"].connection_pool
         self.warm_up(pool, 10)
-        self.terminate(pool, connection.settings_dict)
+        self.terminate(pool)
         served = []
         with self.assertLogs("django.db.pool", "WARNING"):
             self.join(*self.run_threads(40, lambda: served.append(query(handler))))
         self.assertEqual(served, [42] * 40)
         self.assertLessEqual(pool.stats().size, 10)
+
+    @unittest.skipUnless(connection.vendor == "postgresql", "PostgreSQL only")
+    def test_something_to_read_is_not_an_end(self):
+        handler = self.make_handler(max_size=1)
+        wrapper = handler["default"]
+        pool = wrapper.connection_pool
+        with wrapper.cursor() as cursor:
+            cursor.execute("LISTEN news")
+        driver_connection = wrapper.connection
+        wrapper.close()
+        with connection.cursor() as cursor:
+            cursor.execute("NOTIFY news")
+        self.wait_until_readable(pool)
+        wrapper.ensure_connection()
+        self.assertIs(wrapper.connection, driver_connection)
+        wrapper.close()
+        self.assertEqual(query(handler), 42)
+        stats = pool.stats()
+        self.assertEqual((stats.checks, stats.check_failures), (1, 0))
 
     def test_terminated_while_in_use(self):
         handler = self.make_handler(max_size=2)
@@ -453,6 +479,40 @@ class RequestTests(TransactionTestCase):
         with self.assertLogs("django.request", "ERROR"):
             self.request("/failing/")
         self.assertEqual(pools["default"].stats().in_use, 0)
+
+    def test_asgi(self):
+        """Each request has a thread of its own, and they share connections."""
+        stats = pools["default"].stats()
+
+        async def request_all():
+            return await asyncio.gather(
+                *(self.request_asgi(url) for url in ["/", "/streaming/"] * 20)
+            )
+
+        answers = asyncio.run(request_all())
+        self.assertEqual(answers, [b"1", b"111"] * 20)
+        with self.assertLogs("django.request", "ERROR"):
+            asyncio.run(self.request_asgi("/failing/"))
+        after = pools["default"].stats()
+        self.assertEqual(after.in_use, 0)
+        self.assertEqual(after.lost, stats.lost)
+        self.assertLessEqual(after.opened - stats.opened, after.max_size)
+
+    async def request_asgi(self, url):
+        scope = AsyncRequestFactory()._base_scope(path=url, method="GET")
+        scope["type"] = "http"
+        communicator = ApplicationCommunicator(ASGIHandler(), scope)
+        await communicator.send_input({"type": "http.request"})
+        start = await communicator.receive_output(timeout=30)
+        self.assertEqual(start["type"], "http.response.start")
+        body = b""
+        while True:
+            message = await communicator.receive_output(timeout=30)
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        await communicator.wait(timeout=30)
+        return body
 
     def test_many_threads(self):
         opened = pools["default"].stats().opened

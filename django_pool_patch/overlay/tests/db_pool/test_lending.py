@@ -22,6 +22,9 @@ from django.test import TransactionTestCase, override_settings
 
 from .models import Item
 
+if connection.vendor == "postgresql":
+    from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg3
+
 
 def is_in_memory():
     return connection.vendor == "sqlite" and connection.is_in_memory_db()
@@ -649,8 +652,6 @@ class PostgreSQLTests(LendingTestCase):
         self.assertIs(self.use(wrapper), driver_connection)
 
     def test_isolation_level(self):
-        from django.db.backends.postgresql.psycopg_any import IsolationLevel
-
         for level, name in (
             (None, "read committed"),
             (IsolationLevel.SERIALIZABLE, "serializable"),
@@ -718,8 +719,6 @@ class PostgreSQLTests(LendingTestCase):
             self.assertIsNot(wrapper.connection, idle)
 
     def test_server_side_binding(self):
-        from django.db.backends.postgresql.psycopg_any import is_psycopg3
-
         if not is_psycopg3:
             self.skipTest("psycopg2 binds on the client's side.")
         wrapper = self.make_wrapper(
@@ -742,6 +741,43 @@ class PostgreSQLTests(LendingTestCase):
         cursor.close()
         wrapper.close()
         self.use(wrapper)
+
+    def test_type_handlers_are_registered_once(self):
+        """Once for each physical connection, and when there are new types."""
+        from django.contrib.postgres import signals
+
+        def forget_types():
+            signals.get_hstore_oids.cache_clear()
+            signals.get_citext_oids.cache_clear()
+
+        forget_types()
+        self.addCleanup(forget_types)
+        receiver = signals.register_type_handlers
+        connection_created.connect(receiver)
+        self.addCleanup(connection_created.disconnect, receiver)
+        sql = "SELECT 'a=>1'::hstore"
+        early = self.make_wrapper()
+        self.use(early)
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE EXTENSION hstore")
+        try:
+            forget_types()
+            self.assertEqual(self.select(early, sql), {"a": "1"})
+            early.close()
+            name = "hstore.register_hstore" if is_psycopg3 else "register_hstore"
+            with mock.patch("django.contrib.postgres.signals.%s" % name) as register:
+                for _ in range(3):
+                    wrapper = self.make_wrapper()
+                    self.assertEqual(self.select(wrapper, sql), {"a": "1"})
+                    wrapper.close()
+                register.assert_not_called()
+                early.close_pool()
+                self.use(early)
+                self.assertEqual(register.call_count, 1)
+        finally:
+            early.close_pool()
+            with connection.cursor() as cursor:
+                cursor.execute("DROP EXTENSION hstore")
 
     def test_reset_always_discards_settings(self):
         wrapper = self.make_wrapper(reset="always")

@@ -1,9 +1,22 @@
 """PostgreSQL's part of pooling, for psycopg and psycopg2."""
 
 from django.db.backends.base.pool import DatabaseConnector as BaseDatabaseConnector
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 
 # PQTRANS_IDLE of libpq: connected, and not in a transaction.
 TRANSACTION_STATUS_IDLE = 0
+
+if is_psycopg3:
+
+    def is_idle(connection):
+        """Return whether a connection is well, and not in a transaction."""
+        return connection.pgconn.transaction_status == TRANSACTION_STATUS_IDLE
+
+else:
+
+    def is_idle(connection):
+        """Return whether a connection is well, and not in a transaction."""
+        return connection.get_transaction_status() == TRANSACTION_STATUS_IDLE
 
 
 class DatabaseConnector(BaseDatabaseConnector):
@@ -18,8 +31,7 @@ class DatabaseConnector(BaseDatabaseConnector):
         connection = entry.connection
         return (
             not session.is_suspect
-            # Also false when the connection is closed or broken.
-            and connection.info.transaction_status == TRANSACTION_STATUS_IDLE
+            and is_idle(connection)
             and self.read_state(connection) == session.initial_state
         )
 
@@ -38,10 +50,10 @@ class DatabaseConnector(BaseDatabaseConnector):
 
     def roll_back_if_needed(self, entry):
         connection = entry.connection
-        if connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+        if is_idle(connection):
             return
         connection.rollback()
-        if connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
+        if not is_idle(connection):
             # In autocommit mode psycopg2 doesn't believe in transactions, but
             # somebody may have begun one by hand.
             with connection.cursor() as cursor:

@@ -5,6 +5,7 @@ from django.db.backends.base.pool import DatabaseConnector as BaseDatabaseConnec
 
 class DatabaseConnector(BaseDatabaseConnector):
     ping_after = 30.0
+
     @classmethod
     def can_pool(cls, wrapper):
         # A database in memory is gone when its last connection is closed, and
