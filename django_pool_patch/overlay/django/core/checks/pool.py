@@ -2,9 +2,11 @@
 
 import os
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections
 from django.db.pool.options import PoolOptions
 from django.db.pool.registry import find_pool_class, setting_problems
+from django.utils.module_loading import import_string
 
 from . import Error, Tags, Warning, register
 
@@ -27,14 +29,39 @@ def check_pool_settings(**kwargs):
 
 
 def _import_problems(alias):
-    from django.core.exceptions import ImproperlyConfigured
-
+    """Return a list of sentences on what POOL names and can't be used."""
+    connection = connections[alias]
+    problems = []
     try:
-        find_pool_class(connections[alias])
-        connections[alias].connection_pool
+        find_pool_class(connection)
     except ImproperlyConfigured as e:
-        return [str(e)]
-    return []
+        problems.append(str(e))
+    setting = connection.settings_dict["POOL"]
+    for name in ("check", "reset"):
+        path = None if setting is True else setting.get(name)
+        if not isinstance(path, str) or "." not in path:
+            continue
+        try:
+            if callable(import_string(path)):
+                continue
+        except ImportError as e:
+            problem = (
+                "can't be imported: %s. Install its package, or correct the path." % e
+            )
+        else:
+            problem = (
+                "isn't callable. Name a function that takes the driver's connection."
+            )
+        problems.append(
+            "DATABASES['%s']['POOL']: %s %r %s" % (alias, name, path, problem)
+        )
+    if not problems:
+        try:
+            # Makes the pool, which opens nothing.
+            connection.connection_pool
+        except ImproperlyConfigured as e:
+            problems.append(str(e))
+    return problems
 
 
 @register(Tags.database)
@@ -43,10 +70,11 @@ def check_pool_size(databases=None, **kwargs):
     issues = []
     for alias in databases or []:
         connection = connections[alias]
-        if setting_problems(connection.settings_dict, alias):
+        try:
+            pool = connection.connection_pool
+        except ImproperlyConfigured:
             # Reported by check_pool_settings().
             continue
-        pool = connection.connection_pool
         if pool is None:
             continue
         try:
@@ -66,15 +94,17 @@ def _size_issues(alias, max_size, limit):
         processes = 1
     if max_size is None:
         what = "POOL sets no limit (max_size=None)"
-    elif max_size * processes > limit:
+    elif max_size * processes <= limit:
+        return
+    elif processes == 1:
+        what = "1 process may open %d connections (max_size=%d)" % (max_size, max_size)
+    else:
         what = "%d processes may open %d connections each (max_size=%d), %d in all" % (
             processes,
             max_size,
             max_size,
             max_size * processes,
         )
-    else:
-        return
     yield Warning(
         "The server of '%s' takes %d connections, but %s." % (alias, limit, what),
         hint=(

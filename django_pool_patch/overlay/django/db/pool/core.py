@@ -485,7 +485,9 @@ class PoolCore:
     def discard(self, entry, now):
         """Give up an owned entry that must not be used again. Locked."""
         orders = Orders()
-        self._retire(entry, orders)
+        # Somebody may have been interrupted in doing this.
+        if entry.serial in self.entries:
+            self._retire(entry, orders)
         return self._join(orders, self.settle(now))
 
     def closed(self, now):
@@ -686,7 +688,9 @@ class PoolCore:
         """Return when reap() has something to do, at the latest; or inf."""
         due = math.inf
         for entry in self.all_entries():
-            due = min(due, entry.expires_at)
+            # What is used beyond its time goes when it's back.
+            if entry.acquired_at is None or entry.expires_at > now:
+                due = min(due, entry.expires_at)
         if self.max_idle is not None and len(self.entries) > self.min_size:
             # What is in use now may become idle right after this.
             since = [entry.idle_since for entry in self._idle_snapshot()]

@@ -149,9 +149,6 @@ class ConnectionPool(BasePool):
 
     def _roll_back(self, entry):
         self.connector.rollback(entry)
-        return self._is_clean_after_rollback(entry)
-
-    def _is_clean_after_rollback(self, entry):
         return self.connector.is_clean(entry) or self.connector.reset(entry)
 
     # Lending. The fast paths are written out in full: each call made here is
@@ -192,6 +189,8 @@ class ConnectionPool(BasePool):
         if not is_clean and not self._clean(entry):
             return self.discard(entry)
         now = self._clock()
+        if entry.generation != core.generation or now >= entry.expires_at:
+            return self.discard(entry)
         entry.acquired_at = None
         entry.used_seconds += now - acquired_at
         entry.idle_since = now
@@ -285,7 +284,7 @@ class ConnectionPool(BasePool):
         # Notified or not: a grant found at the deadline is as good.
         if waiter.wait(deadline - self._clock()):
             return True
-        if self._collect_garbage():
+        if waiter.queued_at < deadline and self._collect_garbage():
             self._settle()
         with self._lock:
             entry = self._core.withdraw(waiter, self._clock())
