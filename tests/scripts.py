@@ -28,7 +28,7 @@ WARNING_OPTIONS = [
 
 
 def get_database(connection, **extra):
-    """Return the part of a wrapper's settings that a script needs, and more."""
+    """Return what a script needs of a wrapper's settings, and `extra` ones."""
     database = {name: connection.settings_dict[name] for name in CONNECTION_SETTINGS}
     database["NAME"] = str(database["NAME"])
     return {**database, **extra}
