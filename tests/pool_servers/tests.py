@@ -5,6 +5,7 @@ import os
 import threading
 import time
 import unittest
+from unittest import mock
 
 import servers
 from asgiref.testing import ApplicationCommunicator
@@ -83,6 +84,12 @@ class ServerTestCase(SimpleTestCase):
             self.assertIs(thread.is_alive(), False)
         if errors:
             raise errors[0]
+
+    def wait_until(self, condition):
+        deadline = time.monotonic() + 10
+        while not condition():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
 
     def warm_up(self, pool, number):
         entries = [pool.acquire() for _ in range(number)]
@@ -222,10 +229,7 @@ class RecoveryTests(ServerTestCase):
         self.wait_until_readable(pool)
 
     def wait_until_readable(self, pool):
-        deadline = time.monotonic() + 10
-        while not all(entry.poll(0) for entry in pool._core.idle):
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.01)
+        self.wait_until(lambda: all(entry.poll(0) for entry in pool._core.idle))
 
     @staticmethod
     def get_pid(driver_connection):
@@ -249,7 +253,7 @@ class RecoveryTests(ServerTestCase):
                 stats = pool.stats()
                 self.assertEqual((stats.checks, stats.check_failures), (1, 1))
                 self.assertEqual(stats.opened, number + 1)
-                self.assertEqual(stats.closed, number)
+                self.wait_until(lambda: pool.stats().closed == number)
                 for _ in range(39):
                     self.assertEqual(query(handler), 42)
                 self.assertEqual(pool.stats().opened, number + 1)
@@ -278,7 +282,8 @@ class RecoveryTests(ServerTestCase):
         with connection.cursor() as cursor:
             cursor.execute("NOTIFY news")
         self.wait_until_readable(pool)
-        wrapper.ensure_connection()
+        with mock.patch("django.db.pool.threads.TRUST_IN_RETURNED", 0):
+            wrapper.ensure_connection()
         self.assertIs(wrapper.connection, driver_connection)
         wrapper.close()
         self.assertEqual(query(handler), 42)
@@ -370,10 +375,7 @@ class FailingServerTests(ServerTestCase):
                 query(handler)
             self.assertEqual(pool.stats().connecting, 1)
         # The connection was the pool's all along.
-        deadline = time.monotonic() + 10
-        while not pool.stats().idle:
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.01)
+        self.wait_until(lambda: pool.stats().idle)
         self.assertEqual(query(handler), 42)
         self.assertEqual(pool.stats().opened, 1)
 
@@ -385,10 +387,7 @@ class FailingServerTests(ServerTestCase):
         served = []
         threads, errors = self.run_threads(5, lambda: served.append(query(handler)))
         self.server.restart()
-        deadline = time.monotonic() + 10
-        while pool.stats().waiting < 5:
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.01)
+        self.wait_until(lambda: pool.stats().waiting == 5)
         self.assertEqual(served, [])
         pool.drain()
         pool.resume()

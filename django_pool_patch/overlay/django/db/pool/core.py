@@ -76,6 +76,7 @@ class Entry:
         "stack",
         "leak_reported",
         "uses",
+        "checks",
         "used_seconds",
         "facts",
         "session",
@@ -102,7 +103,9 @@ class Entry:
         # Where it was acquired, when leaks are looked for.
         self.stack = None
         self.leak_reported = False
+        # What happened to it, counted by whoever owns it.
         self.uses = 0
+        self.checks = 0
         self.used_seconds = 0.0
         self.facts = {}
         # The connector's own: what it needs to check, reset and configure.
@@ -141,6 +144,7 @@ class Entry:
             "stack",
             "leak_reported",
             "uses",
+            "checks",
             "used_seconds",
             "facts",
             "session",
@@ -158,12 +162,13 @@ class Waiter:
     wakes the caller and is called without the lock.
     """
 
-    __slots__ = ("entry", "error", "queued_at", "ticket")
+    __slots__ = ("entry", "error", "queued_at", "granted_at", "ticket")
 
     def __init__(self):
         self.entry = None
         self.error = None
         self.queued_at = None
+        self.granted_at = None
         # Its place in the order of arrival.
         self.ticket = None
 
@@ -257,13 +262,13 @@ class PoolCore:
         self.refused = 0
         self.lost = 0
         self.resets = 0
-        self.checks = 0
         self.check_failures = 0
         self.connect_errors = 0
         self.waits = Histogram()
         # The sums of entries that are no more.
         self._past_uses = 0
         self._past_reuses = 0
+        self._past_checks = 0
         self._past_used_seconds = 0.0
 
     # Counting.
@@ -275,8 +280,8 @@ class PoolCore:
 
     @property
     def in_use(self):
-        """Connections lent, or on their way from or to a borrower."""
-        return max(0, len(self.entries) - len(self.idle) - len(self.inbox))
+        """Connections lent, or on their way from or to a borrower. Locked."""
+        return max(0, len(self.entries) - len(self.idle))
 
     @property
     def room(self):
@@ -301,10 +306,12 @@ class PoolCore:
         """Return a PoolStats. Locked."""
         uses = self._past_uses
         reuses = self._past_reuses
+        checks = self._past_checks
         used_seconds = self._past_used_seconds
         for entry in self.all_entries():
             uses += entry.uses
             reuses += max(0, entry.uses - 1)
+            checks += entry.checks
             used_seconds += entry.used_seconds
         wait_counts = list(self.waits.snapshot())
         # Whoever was served on the spot waited for less than any bound.
@@ -327,7 +334,7 @@ class PoolCore:
             refused=self.refused,
             lost=self.lost,
             resets=self.resets,
-            checks=self.checks,
+            checks=checks,
             check_failures=self.check_failures,
             connect_errors=self.connect_errors,
             wait_seconds=self.waits.total,
@@ -371,9 +378,11 @@ class PoolCore:
 
         Raise PoolClosed.
         """
+        # That wait isn't over.
+        self.waits.retract(earlier.granted_at - earlier.queued_at)
         self._validate_open()
         waiter.ticket = earlier.ticket
-        waiter.queued_at = now
+        waiter.queued_at = earlier.queued_at
         # Whoever was granted something came before all that are in line, but
         # for those that are back as well.
         before = []
@@ -431,6 +440,7 @@ class PoolCore:
                 continue
             waiter, _ = self.waiters.popitem(last=False)
             waiter.entry = entry
+            waiter.granted_at = now
             self.waits.observe(now - waiter.queued_at)
             orders.settled.append(waiter)
 
@@ -479,6 +489,7 @@ class PoolCore:
         self.closing += 1
         self._past_uses += entry.uses
         self._past_reuses += max(0, entry.uses - 1)
+        self._past_checks += entry.checks
         self._past_used_seconds += entry.used_seconds
         orders.closing.append(entry)
 

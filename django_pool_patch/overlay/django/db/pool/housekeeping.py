@@ -9,8 +9,10 @@ from weakref import WeakSet
 
 logger = logging.getLogger("django.db.pool")
 
-# Seconds between two rounds at the least, and at the most.
+# Seconds between two rounds at the least.
 SHORTEST_PAUSE = 0.02
+
+# Seconds between two looks at the clock at the most.
 LONGEST_PAUSE = 60.0
 
 
@@ -34,40 +36,47 @@ class Housekeeper:
         self._next_round = inf
 
     def expect(self, pool, due):
-        """Have the pool reaped at `due`, on the monotonic clock, or sooner."""
+        """
+        Have the pool reaped at `due`, on the monotonic clock, or sooner.
+
+        Return whether there is a thread that will do so.
+        """
         if due >= self._next_round and pool in self._pools:
-            return
+            return True
         with self._lock:
             self._pools.add(pool)
-            if due == inf:
-                return
             if due < self._next_round:
                 self._next_round = due
                 self._wakeup.set()
-            if self._thread is None:
+            if self._thread is None and due < inf:
                 thread = threading.Thread(
                     target=self._run, name="django-pool-housekeeping", daemon=True
                 )
                 try:
                     thread.start()
                 except RuntimeError:
-                    # No threads anymore, as at the interpreter's exit; then
-                    # there is no time for anything to fall due either.
-                    return
+                    # No threads anymore, as at the interpreter's exit.
+                    return False
                 self._thread = thread
+        return True
 
     def _run(self):
+        last_round = -inf
         while True:
             with self._lock:
-                if self._next_round == inf:
+                due = self._next_round
+                if due == inf:
                     self._thread = None
                     return
-                due = self._next_round
-            pause = min(max(due - monotonic(), SHORTEST_PAUSE), LONGEST_PAUSE)
-            if self._wakeup.wait(pause):
-                self._wakeup.clear()
-            if monotonic() >= self._next_round or pause == LONGEST_PAUSE:
-                self._round()
+            now = monotonic()
+            due = max(due, last_round + SHORTEST_PAUSE)
+            if due > now:
+                if self._wakeup.wait(min(due - now, LONGEST_PAUSE)):
+                    self._wakeup.clear()
+                # It may be due later, or sooner, by now.
+                continue
+            self._round()
+            last_round = monotonic()
 
     def _round(self):
         with self._lock:

@@ -160,25 +160,28 @@ class PoolOptions:
     @classmethod
     def problems(cls, options):
         """Return a list of sentences on what is wrong with `options`."""
-        problems = []
+        problems = {}
         for name, value in options.items():
             if name not in cls.fields:
-                problems.append(cls._unknown_key_problem(name))
+                problems[name] = cls._unknown_key_problem(name)
                 continue
             is_valid, description = cls.fields[name][1]
             if not is_valid(value):
                 # Values are shown: no option of a pool is a secret.
-                problems.append("'%s' must be %s, not %r." % (name, description, value))
-        if problems:
-            return problems
-        min_size = options.get("min_size", cls.fields["min_size"][0])
-        max_size = options.get("max_size", cls.fields["max_size"][0])
-        if max_size is not None and min_size > max_size:
-            problems.append(
-                "'min_size' (%d) must not exceed 'max_size' (%d). Raise 'max_size' "
-                "or lower 'min_size'." % (min_size, max_size)
-            )
-        return problems
+                problems[name] = "'%s' must be %s, not %r." % (
+                    name,
+                    description,
+                    value,
+                )
+        if not problems.keys() & {"min_size", "max_size"}:
+            min_size = options.get("min_size", cls.fields["min_size"][0])
+            max_size = options.get("max_size", cls.fields["max_size"][0])
+            if max_size is not None and min_size > max_size:
+                problems["sizes"] = (
+                    "'min_size' (%d) must not exceed 'max_size' (%d). Raise "
+                    "'max_size' or lower 'min_size'." % (min_size, max_size)
+                )
+        return list(problems.values())
 
     @classmethod
     def _unknown_key_problem(cls, name):

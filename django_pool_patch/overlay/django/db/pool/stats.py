@@ -28,6 +28,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
+    def retract(self, seconds):
+        """Take back one duration of `seconds` that was observed."""
+        self.counts[bisect_left(self.bounds, seconds)] -= 1
+        self.total -= seconds
+
     def snapshot(self):
         """Return the counts as a tuple, one more than there are bounds."""
         return tuple(self.counts)

@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from _thread import allocate_lock, get_ident
+from collections import deque
 from math import inf
 from time import monotonic
 
@@ -26,6 +27,12 @@ LOCK_ALWAYS = not getattr(sys, "_is_gil_enabled", lambda: True)()
 # Seconds between two garbage collections made for callers about to give up.
 COLLECTION_PAUSE = 10.0
 _next_collection = -inf
+
+# Seconds after its return for which a connection isn't even looked at before
+# it's lent again. Looking lets go of the GIL, so that where connections pass
+# from hand to hand, each of them would come to belong to a thread that waits
+# for the GIL.
+TRUST_IN_RETURNED = 0.001
 
 # Seconds for which a connection that was just opened needs no check.
 TRUST_IN_NEW = 1.0
@@ -84,6 +91,8 @@ class ConnectionPool(BasePool):
         self._changed = threading.Condition(self._lock)
         # Entries that aren't the core's yet, for forked children to abandon.
         self._opening = set()
+        # Retired entries that housekeeping is to close.
+        self._unclosed = deque()
         self._core = self._make_core()
         self._next_reclaim = -inf
 
@@ -166,7 +175,11 @@ class ConnectionPool(BasePool):
                 if (
                     now < entry.fresh_until
                     and entry.generation == core.generation
-                    and (entry.poll is None or not entry.poll(0))
+                    and (
+                        entry.poll is None
+                        or now - entry.idle_since < TRUST_IN_RETURNED
+                        or not entry.poll(0)
+                    )
                 ) or self._is_healthy(entry, now):
                     entry.acquired_at = now
                     entry.holder = get_ident()
@@ -249,13 +262,15 @@ class ConnectionPool(BasePool):
                     raise self._timeout_error(timeout)
                 if waiter.error is not None:
                     raise self._own_error(waiter.error)
-                now = self._clock()
                 entry = waiter.entry
-                if self._is_healthy(entry, now):
+                # As of the grant: this thread may have got the GIL, and with
+                # it the time to find out, only much later.
+                if self._is_healthy(entry, waiter.granted_at):
                     break
                 # A new one, for the notification of the first may still be
                 # on its way when the grant was found at the deadline.
                 earlier, waiter = waiter, ThreadWaiter()
+                now = self._clock()
                 with self._lock:
                     core.enqueue_again(waiter, earlier, now)
                     orders = core.settle(now)
@@ -263,7 +278,7 @@ class ConnectionPool(BasePool):
         except BaseException:
             self._withdraw(waiter)
             raise
-        entry.acquired_at = now
+        entry.acquired_at = self._clock()
         entry.holder = get_ident()
         entry.uses += 1
         if self._records_stacks:
@@ -383,35 +398,33 @@ class ConnectionPool(BasePool):
     def _is_healthy(self, entry, now):
         """Return whether an owned entry can be lent; discard it otherwise."""
         core = self._core
-        if not core.is_lendable(entry, now):
+        if entry.generation != core.generation or now >= entry.expires_at:
             with self._lock:
                 orders = core.discard(entry, now)
             self._execute(orders)
             return False
         if self._check is None:
             return True
-        is_readable = entry.poll is not None and bool(entry.poll(0))
         # Something to read is not yet an end: notices, parameter changes and
         # session tickets come unasked too. A round trip tells, and on a dead
         # connection it fails at once.
+        is_readable = (
+            entry.poll is not None
+            and now - entry.idle_since >= TRUST_IN_RETURNED
+            and bool(entry.poll(0))
+        )
         if not is_readable and now < entry.fresh_until:
             return True
-        is_alive = self._ping(entry)
-        if is_alive is None:
-            is_alive = not is_readable
-        if is_alive:
+        entry.checks += 1
+        try:
+            is_alive = self._check(entry)
+        except Exception as e:
+            logger.debug("Pool '%s': check raised %s.", self.name, type(e).__name__)
+            is_alive = False
+        if is_alive or (is_alive is None and not is_readable):
             return True
         self._invalidate_with(entry)
         return False
-
-    def _ping(self, entry):
-        with self._lock:
-            self._core.checks += 1
-        try:
-            return self._check(entry)
-        except Exception as e:
-            logger.debug("Pool '%s': check raised %s.", self.name, type(e).__name__)
-            return False
 
     def _invalidate_with(self, entry):
         """Discard an owned entry found dead, and all others of its age."""
@@ -425,13 +438,17 @@ class ConnectionPool(BasePool):
                 # What killed this one, a restarted server say, has hardly
                 # spared the others.
                 orders = core._join(orders, core.invalidate(now))
+        # One closed connection leaves room for a new one. The caller wants
+        # that, and not to wait until all the others are closed.
+        self._close_later(orders.closing[1:])
+        del orders.closing[1:]
+        self._execute(orders)
         if is_first:
             logger.warning(
                 "Pool '%s': a connection was found dead; all connections are "
                 "replaced.",
                 self.name,
             )
-        self._execute(orders)
 
     def _clean(self, entry):
         """Clean an entry that comes back. Return whether it can be reused."""
@@ -462,13 +479,32 @@ class ConnectionPool(BasePool):
         if orders.gave_up is not None:
             self.reconnect_failed(orders.gave_up)
         for entry in orders.closing:
-            self._close_connection(entry)
-            with self._lock:
-                more = self._core.closed(self._clock())
-                self._changed.notify_all()
-            self._execute(more)
+            self._close(entry)
         for entry in orders.lost:
             self._take_back(entry)
+
+    def _close(self, entry):
+        """Close a retired entry, and carry out what that makes room for."""
+        self._close_connection(entry)
+        with self._lock:
+            orders = self._core.closed(self._clock())
+            self._changed.notify_all()
+        self._execute(orders)
+
+    def _close_later(self, entries):
+        """Leave it to housekeeping to close retired entries, right away."""
+        if entries:
+            self._unclosed.extend(entries)
+            if not housekeeper.expect(self, -inf):
+                self._close_unclosed()
+
+    def _close_unclosed(self):
+        while True:
+            try:
+                entry = self._unclosed.popleft()
+            except IndexError:
+                return
+            self._close(entry)
 
     def _close_connection(self, entry):
         connection, entry.connection = entry.connection, None
@@ -665,6 +701,7 @@ class ConnectionPool(BasePool):
         with self._lock:
             orders = self._core.close(self._clock())
         self._execute(orders)
+        self._close_unclosed()
         with self._lock:
             while not self._is_empty():
                 remaining = deadline - self._clock()
@@ -707,19 +744,20 @@ class ConnectionPool(BasePool):
                 # From the other end: the hot ones have proved that they live.
                 entry = core.idle.popleft()
             except IndexError:
-                return
-            is_alive = self._ping(entry)
-            if is_alive is None or is_alive:
+                break
+            # What it was trusted for doesn't count.
+            entry.fresh_until = -inf
+            if self._is_healthy(entry, self._clock()):
                 entry.fresh_until = min(
                     entry.expires_at, self._clock() + self._ping_after
                 )
                 core.idle.append(entry)
                 if core.contended:
                     self._settle()
-            else:
-                self._invalidate_with(entry)
+        self._close_unclosed()
 
     def reap(self):
+        self._close_unclosed()
         with self._lock:
             starving = bool(self._core.waiters)
         if starving:
@@ -742,13 +780,24 @@ class ConnectionPool(BasePool):
             # Another thread was making this pool, and is gone.
             return
         # Lost entries may have no weak references anymore.
-        entries = [*abandoned.all_entries(), *abandoned.inbox, *self._opening]
+        entries = [
+            *abandoned.all_entries(),
+            *abandoned.inbox,
+            *self._opening,
+            *self._unclosed,
+        ]
         self._opening = set()
+        self._unclosed = deque()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._core = self._make_core()
         self._core.is_closed = abandoned.is_closed
-        self._core.contended = abandoned.is_closed or LOCK_ALWAYS
+        self._core.min_size = abandoned.min_size
+        self._core.max_size = abandoned.max_size
+        self._core.is_suspended = abandoned.is_suspended
+        self._core.contended = (
+            abandoned.is_closed or abandoned.is_suspended or LOCK_ALWAYS
+        )
         for entry in entries:
             self.connector.abandon(entry)
         self.connector.after_fork_in_child()

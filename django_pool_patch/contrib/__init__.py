@@ -1,0 +1,1 @@
+"""What goes beyond a patch of Django's core."""

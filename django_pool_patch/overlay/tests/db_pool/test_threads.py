@@ -1,0 +1,640 @@
+import gc
+import logging
+import threading
+from unittest import mock
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db.pool import ConnectionPool, NullPool, PoolClosed, PoolTimeout, threads
+from django.db.utils import OperationalError
+from django.test import SimpleTestCase
+
+from .base import BasePoolTests, refuse_connection, skipUnlessPoolSupports
+from .utils import PATIENCE, FakeClock, wait_until
+
+
+class ConnectionPoolTestsMixin(BasePoolTests):
+    """What ConnectionPool and its subclasses promise beyond BasePool."""
+
+    def setUp(self):
+        super().setUp()
+        # Tests kill connections that were given back the moment before.
+        patcher = mock.patch.object(threads, "TRUST_IN_RETURNED", 0)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_just_returned_is_not_looked_at(self):
+        pool = self.make_pool_with_clock(self.make_connector(uses_sockets=True))
+        (connection,) = self.lend_and_return(pool, 1)
+        connection.tell()
+        with mock.patch.object(threads, "TRUST_IN_RETURNED", 0.001):
+            self.clock.advance(0.0009)
+            entry = pool.acquire()
+            self.assertIs(entry.connection, connection)
+            self.assertEqual(self.connector.checks, 0)
+            pool.release(entry)
+            self.clock.advance(0.0011)
+            entry = pool.acquire()
+            self.assertIs(entry.connection, connection)
+            self.assertEqual(self.connector.checks, 1)
+
+    # Lending.
+
+    @skipUnlessPoolSupports("reuse")
+    def test_last_in_first_out(self):
+        pool = self.make_pool()
+        first, second, third = self.lend(pool, 3)
+        last = second.connection
+        for entry in (first, third, second):
+            pool.release(entry)
+        self.assertIs(pool.acquire().connection, last)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_few_connections_stay_hot(self):
+        pool = self.make_pool()
+        self.lend_and_return(pool, 3)
+        used = set()
+        for _ in range(10):
+            with pool.connection() as connection:
+                used.add(connection)
+        self.assertEqual(len(used), 1)
+
+    def test_timeout_names_the_longest_holders(self):
+        pool = self.make_pool_with_clock(max_size=4)
+        entries = []
+        for _ in range(4):
+            entries.append(pool.acquire())
+            self.clock.advance(10.0)
+        name = threading.current_thread().name
+        msg = (
+            "Raise max_size or shorten transactions. Held longest: 40.00 seconds by "
+            "thread %(name)r, 30.00 seconds by thread %(name)r, 20.00 seconds by "
+            "thread %(name)r." % {"name": name}
+        )
+        with self.assertRaisesMessage(PoolTimeout, msg):
+            pool.acquire(timeout=0)
+        self.assertEqual(len(entries), 4)
+
+    def test_timeout_tells_of_connecting(self):
+        pool = self.make_pool(max_size=1)
+        self.connector.block()
+        msg = "(max_size=1, 0 in use, 1 connecting, 1 waiting)"
+        with self.assertRaisesMessage(PoolTimeout, msg):
+            pool.acquire(timeout=0.01)
+
+    def test_max_waiting_leaves_those_alone_whom_growth_will_serve(self):
+        pool = self.make_pool(max_size=3, max_waiting=1)
+        self.connector.block()
+        tasks = self.spawn_waiters(pool, 4)
+        with self.assertRaisesMessage(OperationalError, "4 callers are waiting"):
+            pool.acquire()
+        self.connector.unblock()
+        first = tasks.pop(0)
+        self.serve_all(pool, first.result(), tasks)
+        stats = pool.stats()
+        self.assertEqual((stats.acquired, stats.refused), (4, 1))
+
+    def test_one_connection_is_opened_for_each_who_waits(self):
+        pool = self.make_pool()
+        self.connector.block()
+        tasks = self.spawn_waiters(pool, 2)
+        for _ in range(3):
+            pool.reap()
+        self.assertEqual(pool.stats().connecting, 2)
+        self.connector.unblock()
+        serials = {task.result().connection.serial for task in tasks}
+        self.assertEqual(serials, {1, 2})
+
+    @skipUnlessPoolSupports("reuse")
+    def test_connections_nobody_waits_for_anymore_are_not_opened(self):
+        pool = self.make_pool(max_size=10)
+        self.connector.block()
+        tasks = self.spawn_waiters(pool, 4, timeout=0.2)
+        for task in tasks:
+            with self.assertRaises(PoolTimeout):
+                task.result()
+        self.connector.unblock()
+        wait_until(lambda: not pool.stats().connecting)
+        self.assertEqual(self.connector.arrivals, 3)
+
+    # Age.
+
+    def test_lifetimes_are_spread(self):
+        pool = self.make_pool_with_clock(max_lifetime=100.0)
+        entries = self.lend(pool, 10)
+        ages = {entry.expires_at - self.clock.now for entry in entries}
+        self.assertGreater(len(ages), 1)
+        self.assertGreaterEqual(min(ages), 90.0)
+        self.assertLessEqual(max(ages), 100.0)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_no_max_lifetime(self):
+        pool = self.make_pool_with_clock(max_lifetime=None, max_idle=None, check="off")
+        pool.release(pool.acquire())
+        self.clock.advance(10_000_000.0)
+        self.assertEqual(pool.reap(), float("inf"))
+        self.assertEqual(pool.acquire().connection.serial, 1)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_check_after_long_idleness(self):
+        pool = self.make_pool_with_clock()
+        pool.release(pool.acquire())
+        self.clock.advance(29.0)
+        pool.release(pool.acquire())
+        self.assertEqual(self.connector.checks, 0)
+        self.clock.advance(31.0)
+        pool.release(pool.acquire())
+        self.assertEqual(self.connector.checks, 1)
+        self.assertEqual(self.connector.opens, 1)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_housekeeping(self):
+        # By the real clock: nobody calls reap() here.
+        pool = self.make_pool(max_idle=0.05)
+        self.lend_and_return(pool, 2)
+        wait_until(lambda: self.connector.closes == 2)
+        self.assertEqual(pool.stats().size, 0)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_failed_reset_casts_doubt_on_the_others(self):
+        pool = self.make_pool()
+        first, second = self.lend(pool, 2)
+        pool.release(first)
+        self.connector.reset_result = False
+        second.connection.is_clean = False
+        pool.release(second)
+        self.assertEqual(self.connector.checks, 0)
+        self.assertEqual(pool.acquire().connection.serial, first.connection.serial)
+        self.assertEqual(self.connector.checks, 1)
+
+    # Logging.
+
+    @skipUnlessPoolSupports("reuse")
+    def test_dead_connections_are_logged_once(self):
+        pool = self.make_pool(self.make_connector(ping_after=0.0))
+        self.lend_and_return(pool, 3)
+        self.connector.kill_all()
+        with self.assertLogs("django.db.pool", logging.WARNING) as cm:
+            pool.acquire()
+        self.assertEqual(
+            cm.output,
+            [
+                "WARNING:django.db.pool:Pool 'default': a connection was found dead; "
+                "all connections are replaced."
+            ],
+        )
+
+    @skipUnlessPoolSupports("reuse")
+    def test_failed_reset_is_logged(self):
+        pool = self.make_pool()
+        self.connector.reset_result = OperationalError("password=s3cr3t")
+        entry = pool.acquire()
+        entry.connection.is_clean = False
+        with self.assertLogs("django.db.pool", logging.WARNING) as cm:
+            pool.release(entry)
+        self.assertEqual(
+            cm.output,
+            [
+                "WARNING:django.db.pool:Pool 'default': a connection was discarded, "
+                "for cleaning it raised OperationalError."
+            ],
+        )
+
+    def test_lost_entry_is_logged(self):
+        pool = self.make_pool(max_size=1)
+        entry = pool.acquire()
+        with self.assertLogs("django.db.pool", logging.WARNING) as cm:
+            del entry
+            pool.acquire()
+        self.assertEqual(
+            cm.output,
+            [
+                "WARNING:django.db.pool:Pool 'default': a connection came back "
+                "because its user was gone. Close connections when a thread or task "
+                "ends."
+            ],
+        )
+
+    def test_failing_close_is_no_error(self):
+        pool = self.make_pool()
+        entry = pool.acquire()
+        with mock.patch.object(
+            self.connector, "close", side_effect=OperationalError("broken pipe")
+        ):
+            with self.assertLogs("django.db.pool", logging.DEBUG) as cm:
+                pool.discard(entry)
+        msg = "Pool 'default': close raised OperationalError."
+        self.assertIn("DEBUG:django.db.pool:%s" % msg, cm.output)
+        self.assertEqual(pool.stats().size, 0)
+
+    def test_leak_names_the_thread(self):
+        pool = self.make_pool_with_clock(leak_threshold=10.0)
+        entry = pool.acquire()
+        started = threading.Event()
+        done = threading.Event()
+        borrowed = []
+
+        def borrow():
+            borrowed.append(pool.acquire())
+            started.set()
+            done.wait(PATIENCE)
+
+        thread = threading.Thread(target=borrow, name="a-view")
+        thread.start()
+        started.wait(PATIENCE)
+        pool.release(entry)
+        self.clock.advance(10.0)
+        with self.assertLogs("django.db.pool", logging.WARNING) as cm:
+            pool.reap()
+        done.set()
+        thread.join(PATIENCE)
+        (output,) = cm.output
+        self.assertIn("by thread 'a-view'", output)
+        self.assertIn("borrowed.append(pool.acquire())", output)
+        self.assertNotIn("s3cr3t", output)
+
+    # Failures to connect.
+
+    def test_recovery_needs_no_time(self):
+        # The clock stands still, so no delay can end.
+        pool = self.make_pool_with_clock()
+        self.connector.fail_with = refuse_connection
+        for _ in range(5):
+            with self.assertRaisesMessage(OperationalError, "Connection refused"):
+                pool.acquire()
+        self.connector.fail_with = None
+        self.assertIsNotNone(pool.acquire().connection)
+
+    def test_reconnecting_serves_those_who_wait(self):
+        pool = self.make_pool_with_clock(max_size=2)
+        entry = pool.acquire()
+        self.connector.fail_with = refuse_connection
+        (task,) = self.spawn_waiters(pool, 1)
+        wait_until(lambda: pool.stats().connect_errors == 1)
+        pool.reap()
+        # Not before a while.
+        self.assertEqual(self.connector.arrivals, 2)
+        self.connector.fail_with = None
+        self.clock.advance(0.5)
+        pool.reap()
+        self.assertEqual(task.result().connection.serial, 2)
+        pool.release(entry)
+
+    @skipUnlessPoolSupports("min_size")
+    def test_reconnecting_backs_off(self):
+        pool = self.make_pool_with_clock(min_size=1)
+        self.connector.fail_with = refuse_connection
+        pool.open()
+        for number, delay in enumerate([0.5, 1.0, 2.0, 4.0, 8.0], start=1):
+            wait_until(lambda: pool.stats().connect_errors == number)
+            self.clock.advance(delay * 0.74)
+            pool.reap()
+            self.assertEqual(pool.stats().connecting, 0)
+            self.clock.advance(delay * 0.26)
+            pool.reap()
+        self.connector.fail_with = None
+        wait_until(lambda: pool.stats().connect_errors == 6)
+        self.clock.advance(30.0)
+        pool.reap()
+        wait_until(lambda: pool.stats().idle == 1)
+        self.assertEqual(self.connector.arrivals, 7)
+
+    @skipUnlessPoolSupports("min_size")
+    def test_reconnect_failed(self):
+        errors = []
+
+        class Pool(self.pool_class):
+            def reconnect_failed(self, error):
+                super().reconnect_failed(error)
+                errors.append(error)
+
+        connector = self.connector = self.make_connector()
+        connector.fail_with = refuse_connection
+        clock = FakeClock()
+        pool = Pool(connector, clock=clock, min_size=1, reconnect_timeout=60.0)
+        self.addCleanup(pool.close, timeout=0)
+        with self.assertLogs("django.db.pool", logging.WARNING) as cm:
+            pool.open()
+            wait_until(lambda: pool.stats().connect_errors == 1)
+            self.assertEqual(errors, [])
+            clock.advance(60.0)
+            pool.reap()
+            wait_until(lambda: errors)
+        self.assertEqual(
+            cm.output,
+            [
+                "WARNING:django.db.pool:Pool 'default': couldn't connect for 60 "
+                "seconds (OperationalError)."
+            ],
+        )
+        self.assertEqual([type(error) for error in errors], [OperationalError])
+        # Nothing is tried until somebody asks.
+        clock.advance(100_000.0)
+        self.assertEqual(pool.reap(), float("inf"))
+        self.assertEqual(connector.arrivals, 2)
+        connector.fail_with = None
+        self.assertIsNotNone(pool.acquire().connection)
+
+    def test_own_error_of_an_error_that_cannot_be_copied(self):
+        class StubbornError(OperationalError):
+            def __init__(self, code, text):
+                super().__init__(text)
+
+        pool = self.make_pool()
+        error = StubbornError(7, "no")
+        self.connector.fail_with = lambda: error
+        with self.assertRaisesMessage(StubbornError, "no"):
+            pool.acquire()
+
+    def test_error_keeps_its_cause(self):
+        def fail():
+            error = OperationalError("wrapped")
+            error.__cause__ = ValueError("the driver's")
+            return error
+
+        pool = self.make_pool()
+        self.connector.fail_with = fail
+        with self.assertRaisesMessage(OperationalError, "wrapped") as cm:
+            pool.acquire()
+        self.assertIsInstance(cm.exception.__cause__, ValueError)
+
+    def test_no_more_threads(self):
+        pool = self.make_pool()
+        with mock.patch.object(
+            threads.threading.Thread, "start", side_effect=RuntimeError
+        ):
+            entry = pool.acquire()
+        self.assertEqual(entry.connection.serial, 1)
+
+    # Lost entries.
+
+    def test_garbage_is_collected_before_giving_up(self):
+        pool = self.make_pool(max_size=1)
+        self.addCleanup(gc.enable)
+        # It must not happen by chance before.
+        gc.collect()
+        thresholds = gc.get_threshold()
+        self.addCleanup(gc.set_threshold, *thresholds)
+        gc.set_threshold(0)
+        cycle = [pool.acquire()]
+        cycle.append(cycle)
+        del cycle
+        with mock.patch.object(threads, "_next_collection", float("-inf")):
+            entry = pool.acquire(timeout=0.05)
+        self.assertIsNotNone(entry.connection)
+        self.assertEqual(pool.stats().timeouts, 0)
+
+    def test_lessee_that_is_gone(self):
+        pool = self.make_pool(max_size=1)
+        entry = pool.acquire()
+        serial = entry.connection.serial
+        self.connector.gone.append(entry)
+        taken = pool.acquire(timeout=PATIENCE)
+        self.assertEqual(pool.stats().lost, 1)
+        if self.pool_class.supports_reuse:
+            self.assertEqual(taken.connection.serial, serial)
+        self.assertEqual(self.connector.most_open, 1)
+
+    def test_lessee_that_goes_while_others_wait(self):
+        pool = self.make_pool(max_size=1)
+        entry = pool.acquire()
+        (task,) = self.spawn_waiters(pool, 1)
+        self.connector.gone.append(entry)
+        pool.reap()
+        self.assertIsNotNone(task.result().connection)
+
+    # KeyboardInterrupt, which may come at any point.
+
+    @skipUnlessPoolSupports("reuse")
+    def test_interrupted_check(self):
+        pool = self.make_pool(self.make_connector(ping_after=0.0), max_size=1)
+        pool.release(pool.acquire())
+        self.connector.check_errors = [KeyboardInterrupt()]
+        with self.assertRaises(KeyboardInterrupt):
+            pool.acquire()
+        entry = pool.acquire(timeout=PATIENCE)
+        self.assertEqual(self.connector.most_open, 1)
+        self.assertStatsAddUp(pool)
+        pool.release(entry)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_interrupted_check_of_a_granted_entry(self):
+        pool = self.make_pool(check="ping", max_size=1)
+        entry = pool.acquire()
+        (task,) = self.spawn_waiters(pool, 1)
+        self.connector.check_errors = [KeyboardInterrupt()]
+        pool.release(entry)
+        with self.assertRaises(KeyboardInterrupt):
+            task.result()
+        entry = pool.acquire(timeout=PATIENCE)
+        self.assertEqual(self.connector.most_open, 1)
+        self.assertStatsAddUp(pool)
+        pool.release(entry)
+
+    def test_interrupted_wait(self):
+        pool = self.make_pool(max_size=1)
+        entry = pool.acquire()
+        with mock.patch.object(
+            threads.ThreadWaiter, "wait", side_effect=KeyboardInterrupt
+        ):
+            with self.assertRaises(KeyboardInterrupt):
+                pool.acquire()
+        self.assertNothingWaiting(pool)
+        pool.release(entry)
+        entry = pool.acquire(timeout=PATIENCE)
+        self.assertEqual(pool.stats().in_use, 1)
+
+    def test_interrupted_when_served(self):
+        pool = self.make_pool(max_size=1)
+        wait = threads.ThreadWaiter.wait
+
+        def wait_and_raise(waiter, seconds):
+            self.assertIs(wait(waiter, seconds), True)
+            raise KeyboardInterrupt
+
+        with mock.patch.object(threads.ThreadWaiter, "wait", wait_and_raise):
+            with self.assertRaises(KeyboardInterrupt):
+                pool.acquire(timeout=PATIENCE)
+        self.assertEqual(pool.stats().in_use, 0)
+        entry = pool.acquire(timeout=PATIENCE)
+        self.assertEqual(self.connector.most_open, 1)
+        self.assertStatsAddUp(pool)
+        pool.release(entry)
+
+    def test_served_at_the_deadline(self):
+        pool = self.make_pool(max_size=1)
+
+        def wait_in_vain(waiter, seconds):
+            # The grant is there, but its notification came too late.
+            wait_until(lambda: waiter.entry is not None)
+            return False
+
+        with mock.patch.object(threads.ThreadWaiter, "wait", wait_in_vain):
+            entry = pool.acquire()
+        self.assertEqual(entry.connection.serial, 1)
+        self.assertEqual(pool.stats().timeouts, 0)
+        pool.release(entry)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_interrupted_release(self):
+        pool = self.make_pool(max_size=1)
+        entry = pool.acquire()
+        self.connector.clean_errors = [KeyboardInterrupt()]
+        with self.assertRaises(KeyboardInterrupt):
+            pool.release(entry)
+        self.assertEqual(pool.stats().in_use, 1)
+        # It can be given back, or dropped.
+        del entry
+        entry = pool.acquire(timeout=PATIENCE)
+        self.assertStatsAddUp(pool)
+        pool.release(entry)
+
+    def test_interrupted_connecting(self):
+        pool = self.make_pool(max_size=1)
+        self.connector.fail_with = KeyboardInterrupt
+        with self.assertRaises(KeyboardInterrupt):
+            pool.acquire(timeout=PATIENCE)
+        self.connector.fail_with = None
+        self.assertIsNotNone(pool.acquire(timeout=PATIENCE).connection)
+
+    # Steering.
+
+    def test_wait_on_pool_that_is_closed_meanwhile(self):
+        if not self.pool_class.supports_min_size:
+            self.skipTest("There is nothing to wait for.")
+        pool = self.make_pool(min_size=1)
+        self.connector.block()
+        task = self.spawn(pool.wait, timeout=PATIENCE)
+        wait_until(lambda: self.connector.arrivals)
+        self.spawn(pool.close, timeout=0).wait()
+        self.connector.unblock()
+        msg = "The pool of 'default' was closed while waiting for it."
+        with self.assertRaisesMessage(PoolClosed, msg):
+            task.result()
+
+    def test_resize_validates(self):
+        pool = self.make_pool()
+        with self.assertRaisesMessage(ImproperlyConfigured, "'max_size' must be"):
+            pool.resize(0, 0)
+        with self.assertRaisesMessage(ImproperlyConfigured, "Raise 'max_size'"):
+            pool.resize(3, 2)
+        self.assertEqual(pool.stats().max_size, 10)
+
+    def test_check_when_checks_are_off(self):
+        pool = self.make_pool(check="off")
+        pool.release(pool.acquire())
+        pool.check()
+        self.assertEqual(self.connector.checks, 0)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_suspended_pool_connects_to_nothing(self):
+        pool = self.make_pool()
+        (connection,) = self.lend_and_return(pool, 1)
+        pool.suspend()
+        self.spawn_waiters(pool, 1, timeout=0.2)
+        pool.drain()
+        self.assertIs(connection.closed, True)
+        self.assertEqual(self.connector.arrivals, 1)
+
+    def test_options_that_cannot_be_imported(self):
+        msg = "POOL names 'no_such_module.check', which can't be imported"
+        for option in ("check", "reset"):
+            with self.subTest(option=option):
+                with self.assertRaisesMessage(ImproperlyConfigured, msg):
+                    self.make_pool(**{option: "no_such_module.check"})
+
+    def test_use_seconds(self):
+        pool = self.make_pool_with_clock()
+        for seconds in (2.0, 3.0):
+            entry = pool.acquire()
+            self.clock.advance(seconds)
+            pool.release(entry)
+        entry = pool.acquire()
+        self.clock.advance(4.0)
+        pool.discard(entry)
+        self.assertEqual(pool.stats().use_seconds, 9.0)
+
+
+class ConnectionPoolTests(ConnectionPoolTestsMixin, SimpleTestCase):
+    pool_class = ConnectionPool
+
+    def test_dotted_paths(self):
+        pool = self.make_pool(
+            check="db_pool.test_threads.is_alive", reset="db_pool.test_threads.wash"
+        )
+        entry = pool.acquire()
+        connection = entry.connection
+        connection.is_clean = False
+        pool.release(entry)
+        self.assertIs(connection.is_clean, True)
+        connection.is_alive = False
+        self.assertIsNot(pool.acquire().connection, connection)
+
+
+class FreeThreadingTests(ConnectionPoolTestsMixin, SimpleTestCase):
+    """The same, by the rules for interpreters without a GIL."""
+
+    pool_class = ConnectionPool
+
+    def setUp(self):
+        super().setUp()
+        patcher = mock.patch.object(threads, "LOCK_ALWAYS", True)
+        patcher.start()
+        self.addCleanup(patcher.stop)
+
+    def test_lock_is_always_taken(self):
+        pool = self.make_pool()
+        pool.release(pool.acquire())
+        with mock.patch.object(pool, "_wait_for_entry", return_value=None) as slow:
+            pool.acquire()
+        slow.assert_called_once_with(None)
+        with mock.patch.object(pool, "_settle") as settle:
+            entry = pool.acquire()
+            pool.release(entry)
+        settle.assert_called_once_with()
+
+
+class NullPoolTests(ConnectionPoolTestsMixin, SimpleTestCase):
+    pool_class = NullPool
+
+    def test_nothing_is_kept(self):
+        pool = self.make_pool()
+        for serial in (1, 2, 3):
+            with pool.connection() as connection:
+                self.assertEqual(connection.serial, serial)
+            self.assertIs(connection.closed, True)
+            self.assertEqual(pool.stats().size, 0)
+        self.assertEqual(pool.stats().reused, 0)
+
+    def test_nothing_is_kept_for_those_who_gave_up(self):
+        pool = self.make_pool()
+        self.connector.block()
+        with self.assertRaises(PoolTimeout):
+            pool.acquire(timeout=0.05)
+        self.connector.unblock()
+        wait_until(lambda: self.connector.closes)
+        self.assertEqual(pool.stats().size, 0)
+
+    def test_min_size(self):
+        msg = (
+            "NullPool keeps no connections open. Remove 'min_size', or use "
+            "ConnectionPool."
+        )
+        with self.assertRaisesMessage(ImproperlyConfigured, msg):
+            NullPool(self.make_connector(), min_size=1)
+
+    def test_sessions_are_not_cleaned(self):
+        pool = self.make_pool(reset="always")
+        entry = pool.acquire()
+        entry.connection.is_clean = False
+        pool.release(entry)
+        self.assertEqual(self.connector.resets, 0)
+        self.assertEqual(self.connector.closes, 1)
+
+
+def is_alive(connection):
+    return connection.is_alive
+
+
+def wash(connection):
+    connection.is_clean = True
