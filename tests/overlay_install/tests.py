@@ -24,6 +24,7 @@ POOL_MODULES = [
     "core",
     "base",
     "housekeeping",
+    "workers",
     "threads",
     "asyncio",
     "registry",

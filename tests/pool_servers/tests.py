@@ -251,7 +251,9 @@ class RecoveryTests(ServerTestCase):
                 self.assertIn("a connection was found dead", logs.output[0])
                 self.assertEqual(len(logs.output), 1)
                 stats = pool.stats()
-                self.assertEqual((stats.checks, stats.check_failures), (1, 1))
+                # No more than one round trip to find out.
+                self.assertLessEqual(stats.checks, 1)
+                self.assertEqual(stats.check_failures, 1)
                 self.assertEqual(stats.opened, number + 1)
                 self.wait_until(lambda: pool.stats().closed == number)
                 for _ in range(39):

@@ -449,7 +449,7 @@ class RandomWalkTests(SimpleTestCase):
             "suspend",
         ):
             with self.subTest(event=event):
-                self.assertGreater(events.get(event, 0), 5)
+                self.assertGreater(events.get(event, 0), 0)
 
     def test_without_lock_free_path(self):
         class LockingCore(PoolCore):

@@ -292,8 +292,8 @@ class ConnectionPoolTestsMixin(BasePoolTests):
             self.assertEqual(pool.stats().connecting, 0)
             self.clock.advance(delay * 0.26)
             pool.reap()
-        self.connector.fail_with = None
         wait_until(lambda: pool.stats().connect_errors == 6)
+        self.connector.fail_with = None
         self.clock.advance(30.0)
         pool.reap()
         wait_until(lambda: pool.stats().idle == 1)
@@ -368,6 +368,7 @@ class ConnectionPoolTestsMixin(BasePoolTests):
 
     # Lost entries.
 
+    @skipUnlessPoolSupports("reuse")
     def test_garbage_is_collected_before_giving_up(self):
         pool = self.make_pool(max_size=1)
         self.addCleanup(gc.enable)

@@ -17,6 +17,15 @@ try:
 except ImportError:
     ctypes = None
 
+# That the other side has closed the connection, or its half of it: what a poll
+# object reports, where it can. There may be something left to read.
+POLLRDHUP = getattr(select, "POLLRDHUP", 0)
+HUNG_UP = (
+    POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+    if hasattr(select, "poll")
+    else 0
+)
+
 # All pools of this process, for those who have to reach each of them: after a
 # fork, and at the interpreter's exit.
 live_pools = weakref.WeakSet()
@@ -90,11 +99,18 @@ class BaseConnector:
             return None
         if hasattr(select, "poll"):
             poll = select.poll()
-            poll.register(fileno, select.POLLIN)
+            poll.register(fileno, select.POLLIN | POLLRDHUP)
             return poll.poll
         return lambda milliseconds: select.select(
             [fileno], [], [], milliseconds / 1000
         )[0]
+
+    def is_hung_up(self, events):
+        """
+        Return whether what watch()'s callable returned says that the other
+        side has closed the connection.
+        """
+        return any(isinstance(event, tuple) and event[1] & HUNG_UP for event in events)
 
     def check(self, entry):
         """

@@ -75,6 +75,7 @@ class Entry:
         "holder",
         "stack",
         "leak_reported",
+        "is_dead",
         "uses",
         "checks",
         "used_seconds",
@@ -103,6 +104,8 @@ class Entry:
         # Where it was acquired, when leaks are looked for.
         self.stack = None
         self.leak_reported = False
+        # Whether a check has failed.
+        self.is_dead = False
         # What happened to it, counted by whoever owns it.
         self.uses = 0
         self.checks = 0
@@ -187,9 +190,18 @@ class Orders:
     * lost: entries that came back by themselves, to reset and to give back.
     * leaks: entries in use for longer than leak_threshold.
     * gave_up: the error that ended connecting in the background, or None.
+    * found_dead: whether a dead connection has invalidated all others.
     """
 
-    __slots__ = ("settled", "connects", "closing", "lost", "leaks", "gave_up")
+    __slots__ = (
+        "settled",
+        "connects",
+        "closing",
+        "lost",
+        "leaks",
+        "gave_up",
+        "found_dead",
+    )
 
     def __init__(self):
         self.settled = []
@@ -198,6 +210,18 @@ class Orders:
         self.lost = []
         self.leaks = []
         self.gave_up = None
+        self.found_dead = False
+
+    def extend(self, later):
+        """Add what is to do after all this. Return these orders."""
+        self.settled += later.settled
+        self.connects += later.connects
+        self.closing += later.closing
+        self.lost += later.lost
+        self.leaks += later.leaks
+        self.gave_up = self.gave_up or later.gave_up
+        self.found_dead = self.found_dead or later.found_dead
+        return self
 
 
 class PoolCore:
@@ -454,10 +478,9 @@ class PoolCore:
             return 0
         demand = len(self.waiters) - self.connecting
         missing = self.min_size - self.size if self.is_started else 0
-        return max(
-            0,
-            min(max(demand, missing), self.room, MAX_CONNECTING - self.connecting),
-        )
+        # What min_size wants has time until nobody waits.
+        wanted = demand if self.waiters else missing
+        return max(0, min(wanted, self.room, MAX_CONNECTING - self.connecting))
 
     def _update_contended(self):
         self.contended = (
@@ -499,7 +522,7 @@ class PoolCore:
         # Somebody may have been interrupted in doing this.
         if entry.serial in self.entries:
             self._retire(entry, orders)
-        return self._join(orders, self.settle(now))
+        return orders.extend(self.settle(now))
 
     def closed(self, now):
         """Take note that one connection of `closing` is closed. Locked."""
@@ -575,7 +598,7 @@ class PoolCore:
             self.retry_at = math.inf
             self.failing_since = now
             orders.gave_up = error
-        return self._join(orders, self.settle(now))
+        return orders.extend(self.settle(now))
 
     def _fail_waiters(self, make_error):
         waiters = list(self.waiters)
@@ -583,15 +606,6 @@ class PoolCore:
         for waiter in waiters:
             waiter.error = make_error()
         return waiters
-
-    @staticmethod
-    def _join(first, second):
-        """Return the Orders `second` preceded by those of `first`."""
-        for name in ("settled", "closing", "lost", "leaks"):
-            setattr(second, name, getattr(first, name) + getattr(second, name))
-        second.connects += first.connects
-        second.gave_up = first.gave_up or second.gave_up
-        return second
 
     # Steering. All locked.
 
@@ -603,16 +617,20 @@ class PoolCore:
             self.retry_at = -math.inf
         return self.settle(now)
 
-    def invalidate(self, now):
+    def invalidate(self, now, dead=None):
         """
         Begin a new generation: what is idle now is closed, what is in use or
-        being opened is closed when it comes.
+        being opened is closed when it comes. `dead` is an owned entry that is
+        to be closed before all others.
         """
         self.generation += 1
         orders = Orders()
+        if dead is not None:
+            self._retire(dead, orders)
+            orders.found_dead = True
         while (entry := self._pop()) is not None:
             self._retire(entry, orders)
-        return self._join(orders, self.settle(now))
+        return orders.extend(self.settle(now))
 
     def distrust(self):
         """Have what is idle now checked by a round trip before it's lent."""
@@ -648,7 +666,7 @@ class PoolCore:
                 )
             )
         )
-        return self._join(orders, self.settle(now))
+        return orders.extend(self.settle(now))
 
     # Housekeeping. All locked.
 
@@ -675,7 +693,7 @@ class PoolCore:
                 self._retire(entry, orders)
         if self.leak_threshold is not None:
             self._find_leaks(now, orders)
-        return self._join(orders, self.settle(now))
+        return orders.extend(self.settle(now))
 
     def _is_superfluous(self, entry, now):
         return not self.is_lendable(entry, now) or (

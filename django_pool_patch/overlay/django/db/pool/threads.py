@@ -18,6 +18,7 @@ from .base import BaseConnector, BasePool
 from .core import WAITING_INTERVAL, PoolCore, Waiter
 from .exceptions import PoolClosed, PoolError, PoolTimeout
 from .housekeeping import housekeeper
+from .workers import workers
 
 logger = logging.getLogger("django.db.pool")
 
@@ -33,6 +34,9 @@ _next_collection = -inf
 # from hand to hand, each of them would come to belong to a thread that waits
 # for the GIL.
 TRUST_IN_RETURNED = 0.001
+
+# Seconds that closing dead connections may wait for the opening of a new one.
+CLOSING_DELAY = 0.01
 
 # Seconds for which a connection that was just opened needs no check.
 TRUST_IN_NEW = 1.0
@@ -67,9 +71,9 @@ class ConnectionPool(BasePool):
 
     See BasePool for the methods and PoolOptions for the keyword arguments.
     Nothing is opened before open() or the first acquire(). Connections are
-    opened by short-lived threads of the pool's own, so that no caller waits
-    for longer than it wants to, and none takes a connection with it when it
-    gives up. KeyboardInterrupt loses no connection at any point.
+    opened in threads of their own, so that no caller waits for longer than it
+    wants to, and none takes a connection with it when it gives up.
+    KeyboardInterrupt loses no connection at any point.
 
     `clock` returns seconds, and must be monotonic. It's for tests.
     """
@@ -187,6 +191,7 @@ class ConnectionPool(BasePool):
                     if self._records_stacks:
                         entry.stack = self._record_stack(2)
                     return entry
+                return self._wait_for_entry(timeout, entry)
         return self._wait_for_entry(timeout)
 
     def release(self, entry):
@@ -243,18 +248,25 @@ class ConnectionPool(BasePool):
             % (entry, self.name)
         )
 
-    def _wait_for_entry(self, timeout):
-        """Acquire by getting in line."""
+    def _wait_for_entry(self, timeout, unhealthy=None):
+        """Acquire by getting in line, in the place of an unhealthy entry."""
         core = self._core
         timeout = self._timeout if timeout is None else timeout
         waiter = ThreadWaiter()
         now = self._clock()
         deadline = now + timeout
+        refusal = None
         with self._lock:
-            core.enqueue(waiter, now)
-            orders = core.settle(now)
+            # First of all: what is opened next is for those in line.
+            try:
+                core.enqueue(waiter, now)
+            except PoolError as e:
+                refusal = e
+            orders = self._replace_locked(unhealthy, now)
         try:
             self._execute(orders)
+            if refusal is not None:
+                raise refusal
             if waiter.entry is None and waiter.error is None:
                 self._prepare_to_wait(now)
             while True:
@@ -272,9 +284,14 @@ class ConnectionPool(BasePool):
                 earlier, waiter = waiter, ThreadWaiter()
                 now = self._clock()
                 with self._lock:
-                    core.enqueue_again(waiter, earlier, now)
-                    orders = core.settle(now)
+                    try:
+                        core.enqueue_again(waiter, earlier, now)
+                    except PoolError as e:
+                        refusal = e
+                    orders = self._replace_locked(entry, now)
                 self._execute(orders)
+                if refusal is not None:
+                    raise refusal
         except BaseException:
             self._withdraw(waiter)
             raise
@@ -396,59 +413,48 @@ class ConnectionPool(BasePool):
     # Health.
 
     def _is_healthy(self, entry, now):
-        """Return whether an owned entry can be lent; discard it otherwise."""
-        core = self._core
-        if entry.generation != core.generation or now >= entry.expires_at:
-            with self._lock:
-                orders = core.discard(entry, now)
-            self._execute(orders)
+        """
+        Return whether an owned entry can be lent. If it can't, the caller
+        must have it replaced.
+        """
+        if entry.generation != self._core.generation or now >= entry.expires_at:
             return False
         if self._check is None:
             return True
+        events = (
+            entry.poll(0)
+            if entry.poll is not None and now - entry.idle_since >= TRUST_IN_RETURNED
+            else None
+        )
+        if not events and now < entry.fresh_until:
+            return True
         # Something to read is not yet an end: notices, parameter changes and
         # session tickets come unasked too. A round trip tells, and on a dead
-        # connection it fails at once.
-        is_readable = (
-            entry.poll is not None
-            and now - entry.idle_since >= TRUST_IN_RETURNED
-            and bool(entry.poll(0))
-        )
-        if not is_readable and now < entry.fresh_until:
-            return True
-        entry.checks += 1
-        try:
-            is_alive = self._check(entry)
-        except Exception as e:
-            logger.debug("Pool '%s': check raised %s.", self.name, type(e).__name__)
-            is_alive = False
-        if is_alive or (is_alive is None and not is_readable):
-            return True
-        self._invalidate_with(entry)
-        return False
+        # connection it fails at once. It's needless when the server hung up.
+        is_alive = False
+        if not events or not self.connector.is_hung_up(events):
+            entry.checks += 1
+            try:
+                is_alive = self._check(entry)
+            except Exception as e:
+                logger.debug("Pool '%s': check raised %s.", self.name, type(e).__name__)
+            if is_alive is None:
+                is_alive = not events
+        entry.is_dead = not is_alive
+        return not entry.is_dead
 
-    def _invalidate_with(self, entry):
-        """Discard an owned entry found dead, and all others of its age."""
+    def _replace_locked(self, entry, now):
+        """Retire an owned entry that isn't healthy, if any, and settle."""
         core = self._core
-        now = self._clock()
-        with self._lock:
+        if entry is None:
+            return core.settle(now)
+        if entry.is_dead:
             core.check_failures += 1
-            is_first = entry.generation == core.generation
-            orders = core.discard(entry, now)
-            if is_first:
+            if entry.generation == core.generation:
                 # What killed this one, a restarted server say, has hardly
                 # spared the others.
-                orders = core._join(orders, core.invalidate(now))
-        # One closed connection leaves room for a new one. The caller wants
-        # that, and not to wait until all the others are closed.
-        self._close_later(orders.closing[1:])
-        del orders.closing[1:]
-        self._execute(orders)
-        if is_first:
-            logger.warning(
-                "Pool '%s': a connection was found dead; all connections are "
-                "replaced.",
-                self.name,
-            )
+                return core.invalidate(now, dead=entry)
+        return core.discard(entry, now)
 
     def _clean(self, entry):
         """Clean an entry that comes back. Return whether it can be reused."""
@@ -472,6 +478,11 @@ class ConnectionPool(BasePool):
     def _execute(self, orders):
         for waiter in orders.settled:
             waiter.notify()
+        if orders.found_dead:
+            # One closed connection makes room for a new one. Those who want
+            # that shouldn't wait until all the others are closed.
+            self._close_later(orders.closing[1:])
+            del orders.closing[1:]
         for _ in range(orders.connects):
             self._start_connecting()
         for entry in orders.leaks:
@@ -482,6 +493,12 @@ class ConnectionPool(BasePool):
             self._close(entry)
         for entry in orders.lost:
             self._take_back(entry)
+        if orders.found_dead:
+            logger.warning(
+                "Pool '%s': a connection was found dead; all connections are "
+                "replaced.",
+                self.name,
+            )
 
     def _close(self, entry):
         """Close a retired entry, and carry out what that makes room for."""
@@ -492,10 +509,13 @@ class ConnectionPool(BasePool):
         self._execute(orders)
 
     def _close_later(self, entries):
-        """Leave it to housekeeping to close retired entries, right away."""
+        """
+        Have retired entries closed once the next connection has been opened,
+        or by housekeeping, if opening takes long.
+        """
         if entries:
             self._unclosed.extend(entries)
-            if not housekeeper.expect(self, -inf):
+            if not housekeeper.expect(self, monotonic() + CLOSING_DELAY):
                 self._close_unclosed()
 
     def _close_unclosed(self):
@@ -536,11 +556,8 @@ class ConnectionPool(BasePool):
         self._execute(orders)
 
     def _start_connecting(self):
-        thread = threading.Thread(
-            target=self._connect, name="django-pool-connect", daemon=True
-        )
         try:
-            thread.start()
+            workers.run(self._connect)
         except RuntimeError:
             # There can be no more threads: too many, or the interpreter is
             # about to exit.
@@ -580,6 +597,7 @@ class ConnectionPool(BasePool):
                 orders.connects -= 1
         housekeeper.expect(self, due)
         self._execute(orders)
+        self._close_unclosed()
         return goes_on
 
     def _open_entry(self, core, generation):
@@ -747,13 +765,16 @@ class ConnectionPool(BasePool):
                 break
             # What it was trusted for doesn't count.
             entry.fresh_until = -inf
-            if self._is_healthy(entry, self._clock()):
-                entry.fresh_until = min(
-                    entry.expires_at, self._clock() + self._ping_after
-                )
+            now = self._clock()
+            if self._is_healthy(entry, now):
+                entry.fresh_until = min(entry.expires_at, now + self._ping_after)
                 core.idle.append(entry)
                 if core.contended:
                     self._settle()
+            else:
+                with self._lock:
+                    orders = self._replace_locked(entry, now)
+                self._execute(orders)
         self._close_unclosed()
 
     def reap(self):

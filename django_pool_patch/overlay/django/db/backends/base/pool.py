@@ -205,6 +205,10 @@ class DatabaseConnector(BaseConnector):
         self._opening[id(connection)] = wrapper, before
         return connection
 
+    def get_opening_wrapper(self, connection):
+        """Return the pool's wrapper of a connection that open() returned."""
+        return self._opening[id(connection)][0]
+
     def configure(self, entry):
         wrapper, before = self._opening.pop(id(entry.connection))
         entry.session = Session(wrapper)

@@ -10,6 +10,24 @@ class DatabaseConnector(BaseDatabaseConnector):
     ping_after = 30.0
     facts = ("mysql_server_data",)
 
+    def __init__(self, wrapper):
+        super().__init__(wrapper)
+        # What was learned of servers, by the version that they greet with.
+        self._server_data = {}
+
+    def open(self):
+        connection = super().open()
+        if known := self._server_data.get(connection.get_server_info()):
+            # A wrapper asks for that once in its life. So does the pool,
+            # unless it's another server by now.
+            self.get_opening_wrapper(connection).mysql_server_data = known
+        return connection
+
+    def configure(self, entry):
+        super().configure(entry)
+        server_info = entry.connection.get_server_info()
+        self._server_data[server_info] = entry.facts["mysql_server_data"]
+
     def fileno(self, connection):
         return connection.fileno()
 

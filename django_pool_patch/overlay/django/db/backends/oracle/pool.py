@@ -11,6 +11,9 @@ class DatabaseConnector(BaseDatabaseConnector):
         # The driver keeps its socket to itself, but looks at it when asked.
         return lambda milliseconds: not connection.is_healthy()
 
+    def is_hung_up(self, events):
+        return True
+
     def is_clean(self, entry):
         session = entry.session
         connection = entry.connection

@@ -1,0 +1,58 @@
+"""Threads that open connections, so that no caller has to."""
+
+import os
+import threading
+from queue import SimpleQueue
+
+# Threads that stay for what is to be opened next: starting a thread takes
+# about as long as a local server needs to answer.
+KEPT = 1
+
+
+class Workers:
+    """Run callables, each in a thread in which nothing else runs meanwhile."""
+
+    def __init__(self):
+        self._forget()
+
+    def _forget(self):
+        self._lock = threading.Lock()
+        # Threads that wait for a job, and for which none is on its way yet.
+        # Locked.
+        self._free = 0
+        self._jobs = SimpleQueue()
+
+    def run(self, job):
+        """
+        Have `job` called soon. It must not raise.
+
+        Raise RuntimeError if there can't be another thread.
+        """
+        with self._lock:
+            is_one_free = self._free > 0
+            if is_one_free:
+                self._free -= 1
+        if not is_one_free:
+            threading.Thread(
+                target=self._work, name="django-pool-worker", daemon=True
+            ).start()
+        # Not as an argument of the thread's, which it would keep alive.
+        self._jobs.put(job)
+
+    def _work(self):
+        while True:
+            job = self._jobs.get()
+            job()
+            # Nothing may be kept alive while waiting.
+            del job
+            with self._lock:
+                if self._free >= KEPT:
+                    return
+                self._free += 1
+
+
+workers = Workers()
+
+if hasattr(os, "register_at_fork"):
+    # Threads don't survive a fork, and locks may be held by those gone.
+    os.register_at_fork(after_in_child=workers._forget)
