@@ -199,13 +199,15 @@ class ConnectionPool(BasePool):
         acquired_at = entry.acquired_at
         if acquired_at is None or entry.core is not core:
             return self._refuse(entry)
-        try:
-            is_clean = self._is_clean is None or self._is_clean(entry)
-        except Exception:
-            # Drivers raise when asked about a connection that was closed.
-            is_clean = False
-        if not is_clean and not self._clean(entry):
-            return self.discard(entry)
+        is_clean = self._is_clean
+        if is_clean is not None:
+            try:
+                needs_cleaning = not is_clean(entry)
+            except Exception:
+                # Drivers raise when asked about a connection that was closed.
+                needs_cleaning = True
+            if needs_cleaning and not self._clean(entry):
+                return self.discard(entry)
         now = self._clock()
         if entry.generation != core.generation or now >= entry.expires_at:
             return self.discard(entry)
@@ -419,14 +421,14 @@ class ConnectionPool(BasePool):
         """
         if entry.generation != self._core.generation or now >= entry.expires_at:
             return False
-        if self._check is None:
+        check = self._check
+        if check is None:
             return True
-        events = (
-            entry.poll(0)
-            if entry.poll is not None and now - entry.idle_since >= TRUST_IN_RETURNED
-            else None
-        )
-        if not events and now < entry.fresh_until:
+        poll = entry.poll
+        events = None
+        if poll is not None and now - entry.idle_since >= TRUST_IN_RETURNED:
+            events = poll(0)
+        if now < entry.fresh_until and not events:
             return True
         # Something to read is not yet an end: notices, parameter changes and
         # session tickets come unasked too. A round trip tells, and on a dead
@@ -435,13 +437,17 @@ class ConnectionPool(BasePool):
         if not events or not self.connector.is_hung_up(events):
             entry.checks += 1
             try:
-                is_alive = self._check(entry)
+                is_alive = check(entry)
             except Exception as e:
-                logger.debug("Pool '%s': check raised %s.", self.name, type(e).__name__)
+                logger.debug(
+                    "Pool '%s': check raised %s.", self.name, type(e).__name__
+                )
             if is_alive is None:
                 is_alive = not events
-        entry.is_dead = not is_alive
-        return not entry.is_dead
+        if is_alive:
+            return True
+        entry.is_dead = True
+        return False
 
     def _replace_locked(self, entry, now):
         """Retire an owned entry that isn't healthy, if any, and settle."""
