@@ -36,7 +36,8 @@ lint:
 	@python=$$(python3 scripts/environments.py lint) && \
 		"$$python" -m black --check --quiet --diff . && \
 		"$$python" -m isort --check-only --quiet --diff . && \
-		"$$python" -m flake8 .
+		"$$python" -m flake8 . && \
+		"$$python" -m mypy
 
 clean:
 	rm -rf .venvs .tox build dist *.egg-info .pytest_cache .hypothesis

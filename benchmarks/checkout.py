@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter, sleep
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -52,10 +53,14 @@ IDLE = TransactionStatus.IDLE
 
 # name: what it means for each of the pools.
 VARIANTS = {
-    "callable": "each pool calls a function that does nothing at each checkout",
-    "default": "django.db.pool polls a socket, the others call that function",
-    "no socket": "django.db.pool has nothing to poll, the others call that function",
+    "default": "django.db.pool as it is, the others call a function each time",
+    "polled": "django.db.pool polls a socket each time, the others as before",
+    "no socket": "django.db.pool has nothing to poll, the others as before",
+    "callable": "each pool calls a function that does nothing each time",
 }
+
+# The variants in which connections have a socket.
+WITH_SOCKET = {"default", "polled"}
 
 # (threads, connections), the most important first.
 SCENARIOS = [(1, 10), (8, 10), (8, 4), (64, 10)]
@@ -127,7 +132,7 @@ class DjangoPool:
             return connection.socket.fileno()
 
     def __init__(self, connections, variant):
-        connector = self.SocketConnector if variant == "default" else self.Connector
+        connector = self.SocketConnector if variant in WITH_SOCKET else self.Connector
         self.pool = ConnectionPool(
             connector(),
             min_size=connections,
@@ -213,6 +218,10 @@ POOLS = [DjangoPool, PsycopgPool, SQLAlchemyPool]
 def open_pools(connections, variant):
     """Open a pool of each kind, with all of its connections warm."""
     with ExitStack() as stack:
+        if variant == "polled":
+            stack.enter_context(
+                mock.patch("django.db.pool.threads.TRUST_IN_RETURNED", 0)
+            )
         pools = []
         for pool_class in POOLS:
             pool = pool_class(connections, variant)

@@ -8,13 +8,19 @@ as they are imported: a few early returns and attributes, listed in EDITS, and
 the same as in the diffs.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 import importlib.machinery
 import importlib.util
 import logging
 import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 OVERLAY = Path(__file__).parent / "overlay" / "django"
 
@@ -34,7 +40,7 @@ logger = logging.getLogger("django.db.pool")
 _is_installed = False
 
 
-def install():
+def install() -> None:
     """
     Add the pool to Django.
 
@@ -62,7 +68,11 @@ class _EditingFinder:
     """Find modules like Python does, and edit those of EDITS after loading."""
 
     @staticmethod
-    def find_spec(name, path=None, target=None):
+    def find_spec(
+        name: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
         edit = EDITS.get(name)
         if edit is None:
             return None
@@ -72,18 +82,18 @@ class _EditingFinder:
         load = spec.loader.exec_module
 
         @functools.wraps(load)
-        def load_and_edit(module):
+        def load_and_edit(module: ModuleType) -> None:
             load(module)
             edit(module)
 
-        spec.loader.exec_module = load_and_edit
+        spec.loader.exec_module = load_and_edit  # type: ignore[method-assign]
         return spec
 
 
 # The edits, by the module that they are made to.
 
 
-def _edit_base(module):
+def _edit_base(module: Any) -> None:
     from django.db.backends.base import pool
     from django.db.pool import ConnectionPool
     from django.utils.asyncio import async_unsafe
@@ -92,16 +102,16 @@ def _edit_base(module):
     connect = wrapper_class.connect
     close = wrapper_class.close
 
-    @async_unsafe
+    @async_unsafe  # type: ignore[untyped-decorator]
     @functools.wraps(connect)
-    def connect_or_borrow(self):
+    def connect_or_borrow(self: Any) -> Any:
         if (connection_pool := self.connection_pool) is not None:
             return pool.borrow(self, connection_pool)
         return connect(self)
 
-    @async_unsafe
+    @async_unsafe  # type: ignore[untyped-decorator]
     @functools.wraps(close)
-    def close_or_give_back(self):
+    def close_or_give_back(self: Any) -> Any:
         if self._pool_lease is not None and pool.give_back(self):
             return
         return close(self)
@@ -118,7 +128,7 @@ def _edit_base(module):
     wrapper_class.close = close_or_give_back
 
 
-def _edit_creation(module):
+def _edit_creation(module: Any) -> None:
     from django.db.pool import pools
 
     creation_class = module.BaseDatabaseCreation
@@ -126,15 +136,19 @@ def _edit_creation(module):
     destroy_test_db = creation_class.destroy_test_db
 
     @functools.wraps(clone_test_db)
-    def close_pools_and_clone(self, suffix, *args, **kwargs):
+    def close_pools_and_clone(self: Any, suffix: str, *args: Any, **kwargs: Any) -> Any:
         self.connection.close()
         pools.close_database(self.connection.settings_dict)
         return clone_test_db(self, suffix, *args, **kwargs)
 
     @functools.wraps(destroy_test_db)
     def close_pools_and_destroy(
-        self, old_database_name=None, verbosity=1, keepdb=False, suffix=None
-    ):
+        self: Any,
+        old_database_name: str | None = None,
+        verbosity: int = 1,
+        keepdb: bool = False,
+        suffix: str | None = None,
+    ) -> Any:
         self.connection.close()
         pools.close_database(
             self.connection.settings_dict
@@ -147,17 +161,17 @@ def _edit_creation(module):
     creation_class.destroy_test_db = close_pools_and_destroy
 
 
-def _use_connector_of(backend):
+def _use_connector_of(backend: str) -> Callable[[Any], None]:
     """Return an edit that sets a backend's connector."""
 
-    def edit(module):
+    def edit(module: Any) -> None:
         pool = importlib.import_module("django.db.backends.%s.pool" % backend)
         module.DatabaseWrapper.connector_class = pool.DatabaseConnector
 
     return edit
 
 
-def _close_both_pools(module):
+def _close_both_pools(module: Any) -> None:
     """Have close_pool() of a backend that pools on its own close ours too."""
     from django.db.backends.base.pool import close_pool
 
@@ -165,21 +179,21 @@ def _close_both_pools(module):
     close_own_pool = wrapper_class.close_pool
 
     @functools.wraps(close_own_pool)
-    def close_pools(self):
+    def close_pools(self: Any) -> Any:
         close_pool(self)
         return close_own_pool(self)
 
     wrapper_class.close_pool = close_pools
 
 
-def _edit_postgresql(module):
+def _edit_postgresql(module: Any) -> None:
     _use_connector_of("postgresql")(module)
     _close_both_pools(module)
     wrapper_class = module.DatabaseWrapper
     ensure_timezone = wrapper_class.ensure_timezone
 
     @functools.wraps(ensure_timezone)
-    def drain_and_ensure_timezone(self):
+    def drain_and_ensure_timezone(self: Any) -> Any:
         # The calls below may close the pool of OPTIONS["pool"], which this
         # one isn't: its connections are replaced as they become idle.
         if (connection_pool := self.connection_pool) is not None:
@@ -192,16 +206,16 @@ def _edit_postgresql(module):
     wrapper_class.ensure_timezone = drain_and_ensure_timezone
 
 
-def _edit_oracle(module):
+def _edit_oracle(module: Any) -> None:
     _use_connector_of("oracle")(module)
     _close_both_pools(module)
 
 
-def _edit_postgres_signals(module):
+def _edit_postgres_signals(module: Any) -> None:
     register_type_handlers = module.register_type_handlers
 
     @functools.wraps(register_type_handlers)
-    def register_once(connection, **kwargs):
+    def register_once(connection: Any, **kwargs: Any) -> Any:
         lease = connection._pool_lease
         if lease is None or "signal" not in kwargs:
             return register_type_handlers(connection, **kwargs)
@@ -219,11 +233,11 @@ def _edit_postgres_signals(module):
     module.register_type_handlers = register_once
 
 
-def _edit_checks(module):
+def _edit_checks(module: Any) -> None:
     importlib.import_module("django.core.checks.pool")
 
 
-EDITS = {
+EDITS: dict[str, Callable[[Any], None]] = {
     "django.contrib.postgres.signals": _edit_postgres_signals,
     "django.core.checks.database": _edit_checks,
     "django.db.backends.base.base": _edit_base,

@@ -439,9 +439,7 @@ class ConnectionPool(BasePool):
             try:
                 is_alive = check(entry)
             except Exception as e:
-                logger.debug(
-                    "Pool '%s': check raised %s.", self.name, type(e).__name__
-                )
+                logger.debug("Pool '%s': check raised %s.", self.name, type(e).__name__)
             if is_alive is None:
                 is_alive = not events
         if is_alive:
