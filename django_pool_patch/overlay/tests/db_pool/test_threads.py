@@ -9,7 +9,59 @@ from django.db.utils import OperationalError
 from django.test import SimpleTestCase
 
 from .base import BasePoolTests, refuse_connection, skipUnlessPoolSupports
-from .utils import PATIENCE, FakeClock, wait_until
+from .utils import PATIENCE, FakeClock, FakeConnector, wait_until
+
+
+class OwnedLock:
+    """A lock that knows whether the thread that asks has it."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._owner = None
+
+    def acquire(self, *args, **kwargs):
+        is_acquired = self._lock.acquire(*args, **kwargs)
+        if is_acquired:
+            self._owner = threading.get_ident()
+        return is_acquired
+
+    def release(self):
+        self._owner = None
+        self._lock.release()
+
+    def __enter__(self):
+        return self.acquire()
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        self.release()
+
+    def is_mine(self):
+        return self._owner == threading.get_ident()
+
+
+class WatchfulConnector(FakeConnector):
+    """Note which of its methods are called by a thread that has the lock."""
+
+    pool_lock = None
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.called = set()
+        self.called_with_lock = set()
+
+    def note(self, name):
+        self.called.add(name)
+        if self.pool_lock is not None and self.pool_lock.is_mine():
+            self.called_with_lock.add(name)
+
+
+for _name in ("open", "configure", "check", "is_clean", "reset", "close", "reclaim"):
+
+    def _method(self, *args, _name=_name, **kwargs):
+        self.note(_name)
+        return getattr(super(WatchfulConnector, self), _name)(*args, **kwargs)
+
+    setattr(WatchfulConnector, _name, _method)
 
 
 class ConnectionPoolTestsMixin(BasePoolTests):
@@ -37,6 +89,78 @@ class ConnectionPoolTestsMixin(BasePoolTests):
             entry = pool.acquire()
             self.assertIs(entry.connection, connection)
             self.assertEqual(self.connector.checks, 1)
+
+    # The lock.
+
+    @skipUnlessPoolSupports("reuse")
+    def test_nothing_is_called_under_the_lock(self):
+        """Neither the connector, nor a hook, nor logging."""
+        connector = WatchfulConnector()
+        pool = self.make_pool_with_clock(
+            connector, max_size=2, leak_threshold=5, reconnect_timeout=1
+        )
+        connector.pool_lock = pool._lock = OwnedLock()
+        pool._changed = threading.Condition(pool._lock)
+
+        class Handler(logging.Handler):
+            def emit(self, record):
+                connector.note("log %s" % record.levelname)
+
+        logger = logging.getLogger("django.db.pool")
+        handler = Handler()
+        level = logger.level
+        logger.addHandler(handler)
+        self.addCleanup(logger.removeHandler, handler)
+        self.addCleanup(logger.setLevel, level)
+        logger.setLevel(logging.DEBUG)
+        with mock.patch.object(
+            pool, "reconnect_failed", lambda error: connector.note("reconnect_failed")
+        ):
+            # A leak that comes back unclean.
+            entry = pool.acquire()
+            self.clock.advance(6)
+            pool.reap()
+            entry.connection.is_clean = False
+            pool.release(entry)
+            # A dead connection.
+            self.clock.advance(60)
+            connector.kill_all()
+            entry = pool.acquire()
+            # A lost one.
+            pool.acquire()
+            entry = None
+            gc.collect()
+            pool.reap()
+            # Nothing to connect to, for too long.
+            pool.drain()
+            connector.fail_with = refuse_connection
+            for _ in range(2):
+                with self.assertRaises(OperationalError):
+                    pool.acquire()
+                self.clock.advance(6)
+            connector.fail_with = None
+            # One that is waited for in vain.
+            entries = self.lend(pool, 2)
+            self.clock.advance(1)
+            with self.assertRaises(PoolTimeout):
+                pool.acquire(timeout=0.01)
+            for entry in entries:
+                pool.release(entry)
+            pool.close()
+        self.assertEqual(
+            connector.called - {"log WARNING", "log DEBUG"},
+            {
+                "open",
+                "configure",
+                "check",
+                "is_clean",
+                "reset",
+                "close",
+                "reclaim",
+                "reconnect_failed",
+            },
+        )
+        self.assertEqual(connector.called_with_lock, set())
 
     # Lending.
 

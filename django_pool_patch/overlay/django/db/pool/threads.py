@@ -72,8 +72,9 @@ class ConnectionPool(BasePool):
     See BasePool for the methods and PoolOptions for the keyword arguments.
     Nothing is opened before open() or the first acquire(). Connections are
     opened in threads of their own, so that no caller waits for longer than it
-    wants to, and none takes a connection with it when it gives up.
-    KeyboardInterrupt loses no connection at any point.
+    wants to, and none takes a connection with it when it gives up. An entry
+    whose owner is interrupted, by KeyboardInterrupt say, comes back like one
+    that was lost.
 
     `clock` returns seconds, and must be monotonic. It's for tests.
     """
