@@ -662,7 +662,10 @@ class ConnectionPoolTestsMixin(BasePoolTests):
         self.assertEqual(self.connector.arrivals, 1)
 
     def test_options_that_cannot_be_imported(self):
-        msg = "POOL names 'no_such_module.check', which can't be imported"
+        msg = (
+            "The pool of 'default' can't import 'no_such_module.check': No module "
+            "named 'no_such_module'. Install its package, or correct the path."
+        )
         for option in ("check", "reset"):
             with self.subTest(option=option):
                 with self.assertRaisesMessage(ImproperlyConfigured, msg):

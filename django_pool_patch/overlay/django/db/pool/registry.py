@@ -93,6 +93,7 @@ class PoolRegistry:
                 known_dict is settings_dict
                 and known_copy == settings_dict
                 and known_class is type(wrapper)
+                and pool.name == wrapper.alias
             ):
                 return pool
         return self._find(wrapper, settings_dict)
@@ -120,6 +121,7 @@ class PoolRegistry:
             replaced is not None
             and replaced[0] is settings_dict
             and replaced[3] is not pool
+            and replaced[3].name == wrapper.alias
         ):
             self.close_pool(replaced[3], timeout=0)
         return pool

@@ -143,16 +143,23 @@ class ConnectionPool(BasePool):
 
         return self._never_clean, reset_by_callable
 
-    @staticmethod
-    def _resolve(option):
+    def _resolve(self, option):
+        """Return the callable that an option is, or names."""
         if callable(option):
             return option
         try:
-            return import_string(option)
+            resolved = import_string(option)
         except ImportError as e:
             raise ImproperlyConfigured(
-                "POOL names %r, which can't be imported: %s" % (option, e)
+                "The pool of '%s' can't import %r: %s. Install its package, or "
+                "correct the path." % (self.name, option, e)
             ) from e
+        if not callable(resolved):
+            raise ImproperlyConfigured(
+                "The pool of '%s' can't call %r. Name a function that takes the "
+                "driver's connection." % (self.name, option)
+            )
+        return resolved
 
     @staticmethod
     def _never_clean(entry):
