@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -29,6 +29,9 @@ import servers  # NOQA: E402
 DATABASE = "recovery"
 # Connects whose median is the normal time to connect.
 CONNECTS = 15
+# Seconds of rest before each of them. The first request comes after a rest
+# too, when caches and processors have turned to something else.
+REST = 0.05
 # Requests after the connections were closed.
 REQUESTS = 40
 # How many connections are closed.
@@ -95,7 +98,10 @@ def measure(client, connections, size, first):
     warm_up(connections, size)
     # The pool has to be at rest, lest its connecting slow down the others'.
     client.wait_for_connection_count(size, DATABASE)
-    connecting = statistics.median(connect(connections) for _ in range(CONNECTS))
+    in_a_row = statistics.median(connect(connections) for _ in range(CONNECTS))
+    connecting = statistics.median(
+        connect(connections, rest=REST) for _ in range(CONNECTS)
+    )
     # Servers notice only a little later that a connection was closed.
     opened = client.wait_for_connection_count(size, DATABASE)
     terminated = client.terminate_connections(DATABASE)
@@ -109,6 +115,7 @@ def measure(client, connections, size, first):
     return {
         "opened": opened,
         "terminated": terminated,
+        "in_a_row": in_a_row,
         "connect": connecting,
         "failed": len(errors),
         "error": errors[0] if errors else None,
@@ -118,9 +125,10 @@ def measure(client, connections, size, first):
     }
 
 
-def connect(connections):
+def connect(connections, rest=0):
     """Return the milliseconds that it takes to connect without a pool."""
     connection = connections["unpooled"]
+    sleep(rest)
     begun_at = perf_counter()
     connection.connect()
     milliseconds = (perf_counter() - begun_at) * 1e3
@@ -207,10 +215,11 @@ def print_result(label, size, results):
         return statistics.median(result[name] for result in results)
 
     print(
-        "  %-15s %4d %9.2f %7d %9.2f %8.2f %8.2f %11.2f"
+        "  %-15s %4d %8.2f %8.2f %7d %8.2f %8.2f %8.2f %11.2f"
         % (
             label,
             size,
+            median("in_a_row"),
             median("connect"),
             sum(result["failed"] for result in results),
             median("first"),
@@ -264,11 +273,12 @@ def main():
             if options.peers and name == "PostgreSQL":
                 configurations.append(('OPTIONS["pool"]', get_peer_settings, 1))
             print(
-                "\n%s\n  %-15s %4s %9s %7s %9s %8s %8s %11s"
+                "\n%s\n  %-15s %4s %8s %8s %7s %8s %8s %8s %11s"
                 % (
                     name,
                     "",
                     "size",
+                    "in a row",
                     "connect",
                     "failed",
                     "first",

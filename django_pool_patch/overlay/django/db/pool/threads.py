@@ -98,6 +98,8 @@ class ConnectionPool(BasePool):
         self._opening = set()
         # Retired entries that housekeeping is to close.
         self._unclosed = deque()
+        # Whether it's still to be logged that a connection was found dead.
+        self._has_news_of_death = False
         self._core = self._make_core()
         self._next_reclaim = -inf
 
@@ -490,27 +492,24 @@ class ConnectionPool(BasePool):
     def _execute(self, orders):
         for waiter in orders.settled:
             waiter.notify()
+        closing = orders.closing
         if orders.found_dead:
             # One closed connection makes room for a new one. Those who want
             # that shouldn't wait until all the others are closed.
-            self._close_later(orders.closing[1:])
-            del orders.closing[1:]
+            self._has_news_of_death = True
+            closing = orders.closing[:1]
         for _ in range(orders.connects):
             self._start_connecting()
         for entry in orders.leaks:
             self._report_leak(entry)
         if orders.gave_up is not None:
             self.reconnect_failed(orders.gave_up)
-        for entry in orders.closing:
+        for entry in closing:
             self._close(entry)
         for entry in orders.lost:
             self._take_back(entry)
         if orders.found_dead:
-            logger.warning(
-                "Pool '%s': a connection was found dead; all connections are "
-                "replaced.",
-                self.name,
-            )
+            self._close_later(orders.closing[1:])
 
     def _close(self, entry):
         """Close a retired entry, and carry out what that makes room for."""
@@ -522,21 +521,30 @@ class ConnectionPool(BasePool):
 
     def _close_later(self, entries):
         """
-        Have retired entries closed once the next connection has been opened,
-        or by housekeeping, if opening takes long.
+        Have retired entries closed, and their death reported, once the next
+        connection has been opened, or by housekeeping, if that takes long.
         """
-        if entries:
-            self._unclosed.extend(entries)
-            if not housekeeper.expect(self, monotonic() + CLOSING_DELAY):
-                self._close_unclosed()
+        self._unclosed.extend(entries)
+        if not housekeeper.expect(self, monotonic() + CLOSING_DELAY):
+            self._close_unclosed()
 
     def _close_unclosed(self):
+        self._report_death()
         while True:
             try:
                 entry = self._unclosed.popleft()
             except IndexError:
                 return
             self._close(entry)
+
+    def _report_death(self):
+        if self._has_news_of_death:
+            self._has_news_of_death = False
+            logger.warning(
+                "Pool '%s': a connection was found dead; all connections are "
+                "replaced.",
+                self.name,
+            )
 
     def _close_connection(self, entry):
         connection, entry.connection = entry.connection, None
@@ -591,6 +599,7 @@ class ConnectionPool(BasePool):
             error = e
             # The password may be among the locals of the driver's frames.
             logger.debug("Pool '%s': connecting failed.", self.name)
+        self._report_death()
         now = self._clock()
         with self._lock:
             if entry is None:
