@@ -17,7 +17,7 @@ from django.db import (
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.base.pool import DatabaseConnector
 from django.db.backends.signals import connection_created
-from django.db.pool import ConnectionPool, NullPool, PoolTimeout, pools
+from django.db.pool import ConnectionPool, NullPool, PoolClosed, PoolTimeout, pools
 from django.test import TransactionTestCase, override_settings
 
 from .models import Item
@@ -527,6 +527,37 @@ class RegistryTests(LendingTestCase):
         wrapper.close_pool()
         self.assertEqual(pool.stats().size, 0)
         self.assertIsNot(wrapper.connection_pool, pool)
+        self.use(wrapper)
+
+    def test_closed_while_somebody_waits(self):
+        """Who waits for a pool that is closed goes on with the next one."""
+        holder = self.make_wrapper(max_size=1)
+        holder.ensure_connection()
+        pool = holder.connection_pool
+        results = []
+
+        def wait():
+            wrapper = self.make_wrapper(max_size=1)
+            results.append(self.select(wrapper))
+            wrapper.close()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        while not pool.stats().waiting:
+            self.assertIs(thread.is_alive(), True)
+        pools.close_pool(pool, timeout=0)
+        thread.join(30)
+        self.assertEqual(results, [1])
+        holder.close()
+        self.assertEqual(pool.stats().size, 0)
+
+    def test_closed_by_hand_for_good(self):
+        """A pool that its registry still knows isn't replaced."""
+        wrapper = self.make_wrapper()
+        wrapper.connection_pool.close()
+        with self.assertRaises(PoolClosed):
+            wrapper.ensure_connection()
+        wrapper.close_pool()
         self.use(wrapper)
 
     def test_close_database(self):

@@ -9,6 +9,7 @@ from threading import current_thread
 
 from django.db.backends.signals import connection_created
 from django.db.pool.base import BaseConnector
+from django.db.pool.exceptions import PoolClosed
 from django.db.pool.options import PoolOptions
 from django.db.pool.registry import identity, pools
 
@@ -64,7 +65,15 @@ def borrow(wrapper, pool):
     wrapper.close_at = 0.0
     wrapper.health_check_enabled = False
     wrapper.health_check_done = True
-    entry = pool.acquire()
+    try:
+        entry = pool.acquire()
+    except PoolClosed:
+        # Somebody closed it, say because settings changed. There may be
+        # another one by now.
+        closed_pool, pool = pool, get_pool(wrapper)
+        if pool is closed_pool or pool is None:
+            raise
+        entry = pool.acquire()
     # From here on the lease is what keeps the entry alive: when the wrapper
     # is collected, the entry comes back to the pool.
     wrapper._pool_lease = (pool, entry)
