@@ -1,4 +1,5 @@
 import importlib
+import logging
 import sys
 import unittest
 from importlib.util import find_spec
@@ -49,6 +50,14 @@ class FakePsycopgConnector(FakeConnector):
 class PsycopgPoolTests(BasePoolTests, SimpleTestCase):
     pool_class = PsycopgPool
     connector_class = FakePsycopgConnector
+
+    def setUp(self):
+        super().setUp()
+        # Pools are closed here without waiting for their threads, each of
+        # which psycopg_pool complains about.
+        logger = logging.getLogger("psycopg.pool")
+        self.addCleanup(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
 
     def test_connect_error_is_the_cause_of_the_timeout(self):
         pool = self.make_pool()
