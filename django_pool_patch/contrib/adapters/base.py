@@ -319,26 +319,9 @@ class AdapterPool(BasePool):
 
     def _timeout_error(self, timeout: float) -> PoolTimeout:
         """Return what to raise for a caller that is counted as waiting."""
-        cause = self._last_error
-        stats = self.stats()
-        message = (
-            "Couldn't acquire a connection to '%s' within %.2f seconds "
-            "(max_size=%s, %d in use, %s%d waiting)."
-            % (
-                self.name,
-                timeout,
-                stats.max_size,
-                stats.in_use,
-                "%d connecting, " % stats.connecting if stats.connecting else "",
-                self._waiting,
-            )
+        error: PoolTimeout = self._make_timeout_error(
+            timeout, self.stats(), self._waiting, self._last_error
         )
-        if cause is not None:
-            message += " Connecting failed: %s" % type(cause).__name__
-        else:
-            message += " Raise max_size or shorten transactions."
-        error = PoolTimeout(message)
-        error.__cause__ = cause
         with self._changed:
             self._timeouts += 1
         return error

@@ -10,6 +10,7 @@ import select
 import weakref
 from contextlib import contextmanager
 
+from .exceptions import PoolTimeout
 from .options import PoolOptions
 
 try:
@@ -350,6 +351,35 @@ class BasePool:
 
     def after_fork_in_child(self):
         """Start afresh in a forked child, abandoning what is the parent's."""
+
+    def _make_timeout_error(self, timeout, stats, waiting, cause, hint=None):
+        """
+        Return the PoolTimeout for a caller that waited for `timeout` seconds.
+
+        `waiting` counts callers, this one included. `cause` is the last error
+        met while connecting, or None. `hint` replaces what is advised.
+        """
+        if hint is None:
+            hint = (
+                "Connecting failed: %s" % type(cause).__name__
+                if cause is not None
+                else "Raise max_size or shorten transactions."
+            )
+        error = PoolTimeout(
+            "Couldn't acquire a connection to '%s' within %.2f seconds "
+            "(max_size=%s, %d in use, %s%d waiting). %s"
+            % (
+                self.name,
+                timeout,
+                stats.max_size,
+                stats.in_use,
+                "%d connecting, " % stats.connecting if stats.connecting else "",
+                waiting,
+                hint,
+            )
+        )
+        error.__cause__ = cause
+        return error
 
     def _unsupported(self, operation):
         return NotImplementedError(

@@ -41,7 +41,7 @@ class Housekeeper:
 
         Return whether there is a thread that will do so.
         """
-        if due >= self._next_round and pool in self._pools:
+        if due >= self._next_round and self._thread is not None and pool in self._pools:
             return True
         with self._lock:
             self._pools.add(pool)

@@ -390,37 +390,28 @@ class ConnectionPool(BasePool):
             holders = core.longest_holders(NAMED_HOLDERS)
             cause = core.last_error
             is_suspended = core.is_suspended
-        now = self._clock()
-        message = (
-            "Couldn't acquire a connection to '%s' within %.2f seconds "
-            "(max_size=%s, %d in use, %s%d waiting)."
-            % (
-                self.name,
-                timeout,
-                stats.max_size,
-                stats.in_use,
-                "%d connecting, " % stats.connecting if stats.connecting else "",
-                # The caller isn't in line anymore, but it was.
-                stats.waiting + 1,
-            )
+        error = self._make_timeout_error(
+            timeout,
+            stats,
+            # The caller isn't in line anymore, but it was.
+            stats.waiting + 1,
+            cause,
+            "The pool is suspended. Call resume()." if is_suspended else None,
         )
-        if is_suspended:
-            message += " The pool is suspended. Call resume()."
-        elif cause is not None:
-            message += " Connecting failed: %s" % type(cause).__name__
-        else:
-            message += " Raise max_size or shorten transactions."
         if holders:
-            names = {thread.ident: thread.name for thread in threading.enumerate()}
-            message += " Held longest: %s." % ", ".join(
-                "%.2f seconds by thread %r"
-                % (now - acquired_at, names.get(entry.holder, entry.holder))
-                for entry in holders
-                if (acquired_at := entry.acquired_at) is not None
-            )
-        error = PoolTimeout(message)
-        error.__cause__ = cause
+            error.args = ("%s Held longest: %s." % (error, self._describe(holders)),)
         return error
+
+    def _describe(self, holders):
+        """Return for how long entries have been held, and by which threads."""
+        now = self._clock()
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        return ", ".join(
+            "%.2f seconds by thread %r"
+            % (now - acquired_at, names.get(entry.holder, entry.holder))
+            for entry in holders
+            if (acquired_at := entry.acquired_at) is not None
+        )
 
     # Health.
 
