@@ -5,23 +5,35 @@
 LABELS =
 DJANGO =
 DATABASE =
+LEG =
 REQUIRE_ALL =
 DEMO_OPTIONS =
 BENCH_OPTIONS =
+UPSTREAM_OPTIONS =
 
 test_options = \
 	$(foreach version,$(DJANGO),--django=$(version)) \
 	$(foreach database,$(DATABASE),--database=$(database)) \
+	$(foreach leg,$(LEG),--leg=$(leg)) \
 	$(if $(REQUIRE_ALL),--require-all)
 
 # The environment for all that needs just one Django.
 main_environment = $(or $(firstword $(DJANGO:%=django-%)),django-6.1)
 
-.PHONY: test demo bench lint clean
+.PHONY: test upstream upstream-quick demo bench lint patches check-patches clean
 
 test:
 	@scripts/setup.sh
 	@python3 scripts/test_matrix.py $(test_options) $(LABELS)
+
+# Django's own test suite, with and without the pool.
+upstream:
+	@scripts/setup.sh gis
+	@python3 scripts/upstream_matrix.py $(UPSTREAM_OPTIONS)
+
+upstream-quick:
+	@scripts/setup.sh
+	@python3 scripts/upstream_matrix.py --quick $(UPSTREAM_OPTIONS)
 
 demo:
 	@scripts/setup.sh python
@@ -39,6 +51,14 @@ lint:
 		"$$python" -m flake8 . && \
 		"$$python" -m mypy
 
+patches:
+	@python=$$(python3 scripts/environments.py lint) && \
+		"$$python" scripts/make_patches.py
+
+check-patches:
+	@python=$$(python3 scripts/environments.py lint) && \
+		"$$python" scripts/make_patches.py --check
+
 clean:
-	rm -rf .venvs .tox build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf .venvs .cache .tox build dist *.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,6 +7,16 @@ Tests are in random order and warnings are errors. Examples:
     ./runtests.py
     ./runtests.py --settings=test_postgresql db_pool
     ./runtests.py --settings=test_mysql db_pool.test_core.CoreTests.test_lifo
+    ./runtests.py --patched db_pool
+
+The last one runs the tests on Django's source tree with the patches applied.
+
+    ./runtests.py --upstream --settings=test_postgresql transactions
+    ./runtests.py --upstream --baseline --settings=test_mysql --parallel=2
+
+run Django's own test suite with POOL in every alias. With --baseline they tell
+what the pool makes of it: the difference to Django without, which should be
+empty.
 """
 
 import argparse
@@ -14,6 +24,7 @@ import atexit
 import copy
 import faulthandler
 import gc
+import json
 import logging
 import multiprocessing
 import os
@@ -31,11 +42,9 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
 import suite  # NOQA: E402
-
-suite.add_to_sys_path()
 
 try:
     import django
@@ -43,6 +52,8 @@ except ImportError as e:
     raise RuntimeError(
         "Django isn't installed. 'make test' sets everything up by itself."
     ) from e
+
+suite.add_to_sys_path()
 
 from django.conf import settings  # NOQA: E402
 from django.db import connection, connections  # NOQA: E402
@@ -320,6 +331,69 @@ def report_stray_errors():
     return count
 
 
+def run_upstream(options):
+    """
+    Run Django's own tests in a process of its own. Return whether all passed,
+    or whether the pool made no difference.
+    """
+    import upstream
+
+    if options.settings not in upstream.DATABASES:
+        sys.exit(
+            "Django's own tests can be run with --settings=%s."
+            % ", ".join(upstream.DATABASES)
+        )
+    pool = json.loads(os.environ.get("POOL_TEST_OPTIONS", "true"))
+    leg = upstream.PATCHED if options.patched else upstream.OVERLAY
+    run = upstream.Run(
+        django.get_version(),
+        leg,
+        options.settings,
+        pool,
+        get_upstream_args(options),
+        options.start_method,
+    )
+    if not options.baseline:
+        if (result := run.run()) is None:
+            return False
+        upstream.print_result(run, result)
+        return not upstream.count_outcomes(result)["failed"]
+    baseline_run = run.get_baseline()
+    if (baseline := baseline_run.get_result() or baseline_run.run()) is None:
+        return False
+    if (result := run.run()) is None:
+        return False
+    report = upstream.get_report(baseline, result)
+    if options.report:
+        Path(options.report).write_text(json.dumps(report))
+    upstream.print_result(baseline_run, baseline)
+    upstream.print_result(run, result)
+    print("Difference: %s" % ("" if report["differences"] else "none."))
+    print("\n".join(report["differences"]))
+    return not report["differences"]
+
+
+def get_upstream_args(options):
+    """Return the arguments for Django's runtests.py."""
+    args = ["--noinput", "--verbosity=%d" % options.verbosity]
+    args.append("--parallel=%s" % options.parallel)
+    for name in ["failfast", "keepdb", "reverse", "debug_sql", "buffer", "timing"]:
+        if getattr(options, name):
+            args.append("--%s" % name.replace("_", "-"))
+    for name in ["bisect", "pair", "shuffle", "start_after", "start_at", "durations"]:
+        # Unlike the tests here, Django's are only shuffled on demand.
+        if (value := getattr(options, name)) not in {None, False}:
+            args.append("--%s=%s" % (name.replace("_", "-"), value))
+    for name, values in [
+        ("--tag", options.tags),
+        ("--exclude-tag", options.exclude_tags),
+        ("-k", options.test_name_patterns),
+    ]:
+        for value in values or []:
+            args += [name, value]
+    return [*args, *options.modules]
+
+
 def get_subprocess_args(options):
     """Return the command that runs labels as this process was told to."""
     args = [
@@ -413,6 +487,36 @@ def get_parser():
         metavar="module",
         help='Optional test labels; e.g. "db_pool" or '
         '"db_pool.test_core.CoreTests.test_lifo".',
+    )
+    parser.add_argument(
+        "--patched",
+        action="store_true",
+        help="Test Django's source tree with the patches applied, rather than the "
+        "overlay on the Django that is installed.",
+    )
+    parser.add_argument(
+        "--upstream",
+        action="store_true",
+        help="Run Django's own test suite, from its source tree, with POOL in every "
+        "alias. POOL_TEST_OPTIONS, in JSON, is what POOL is; the default is true.",
+    )
+    parser.add_argument(
+        "--baseline",
+        action="store_true",
+        help="Of --upstream: report the difference to a run without the pool. That "
+        "run is made first, unless its result is known. Exit with 0 only if there's "
+        "no difference.",
+    )
+    parser.add_argument(
+        "--start-method",
+        choices=multiprocessing.get_all_start_methods(),
+        default="fork",
+        help="Of --upstream: how to start parallel processes (default: fork).",
+    )
+    parser.add_argument(
+        "--report",
+        metavar="PATH",
+        help="Of --baseline: write what was found to a file, in JSON.",
     )
     parser.add_argument(
         "-v",
@@ -554,6 +658,13 @@ def parse_options():
         parser.error(
             "--start-at, --start-after, and test labels are mutually exclusive."
         )
+    if options.baseline and not options.upstream:
+        parser.error("--baseline is an option of --upstream.")
+    if not options.settings:
+        options.settings = os.environ.get("DJANGO_SETTINGS_MODULE", "test_sqlite")
+    if options.upstream:
+        # The labels are Django's.
+        return options
     try:
         options.modules = [suite.get_dotted_label(label) for label in options.modules]
         for name in ["start_at", "start_after"]:
@@ -565,8 +676,6 @@ def parse_options():
     if options.shuffle is None:
         # The range that Django draws from.
         options.shuffle = random.SystemRandom().randint(0, 10**10 - 1)
-    if not options.settings:
-        options.settings = os.environ.get("DJANGO_SETTINGS_MODULE", "test_sqlite")
     return options
 
 
@@ -594,6 +703,17 @@ def remove_directory(directory, owner_pid):
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def run_patched():
+    """Start again with Django's patched source tree. Doesn't return."""
+    import sdists
+
+    tree = sdists.ensure_patched(django.get_version())
+    path = [str(tree), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+    print("Using %s" % tree, flush=True)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main():
     if "PYTHONDEVMODE" not in os.environ:
         # Development mode can't be switched on later. An empty PYTHONDEVMODE
@@ -602,8 +722,13 @@ def main():
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     options = parse_options()
+    if options.patched and not options.upstream and suite.get_leg() != "patched":
+        run_patched()
     prepare_process(options)
-    if options.bisect:
+    if options.upstream:
+        if not run_upstream(options):
+            sys.exit(1)
+    elif options.bisect:
         bisect_tests(suite.get_dotted_label(options.bisect), options)
     elif options.pair:
         paired_tests(suite.get_dotted_label(options.pair), options)

@@ -99,6 +99,7 @@ def _edit_base(module: Any) -> None:
     from django.utils.asyncio import async_unsafe
 
     wrapper_class = module.BaseDatabaseWrapper
+    _leave_nodb_cursor_unpooled(wrapper_class)
     connect = wrapper_class.connect
     close = wrapper_class.close
 
@@ -128,6 +129,33 @@ def _edit_base(module: Any) -> None:
     wrapper_class.close = close_or_give_back
 
 
+def _leave_nodb_cursor_unpooled(wrapper_class: Any) -> None:
+    """Have _nodb_cursor() connect with "POOL": False."""
+    nodb_cursor = wrapper_class._nodb_cursor
+
+    @functools.wraps(nodb_cursor)
+    def unpooled_nodb_cursor(self: Any) -> Any:
+        # It takes its settings from the wrapper.
+        unpooled = self.__class__({**self.settings_dict, "POOL": False}, self.alias)
+        return nodb_cursor(unpooled)
+
+    wrapper_class._nodb_cursor = unpooled_nodb_cursor
+
+
+def _edit_utils(module: Any) -> None:
+    handler_class = module.ConnectionHandler
+    configure_settings = handler_class.configure_settings
+
+    @functools.wraps(configure_settings)
+    def configure_settings_and_pool(self: Any, databases: Any) -> Any:
+        databases = configure_settings(self, databases)
+        for settings_dict in databases.values():
+            settings_dict.setdefault("POOL", False)
+        return databases
+
+    handler_class.configure_settings = configure_settings_and_pool
+
+
 def _edit_creation(module: Any) -> None:
     from django.db.pool import pools
 
@@ -137,7 +165,6 @@ def _edit_creation(module: Any) -> None:
 
     @functools.wraps(clone_test_db)
     def close_pools_and_clone(self: Any, suffix: str, *args: Any, **kwargs: Any) -> Any:
-        self.connection.close()
         pools.close_database(self.connection.settings_dict)
         return clone_test_db(self, suffix, *args, **kwargs)
 
@@ -190,6 +217,7 @@ def _edit_postgresql(module: Any) -> None:
     _use_connector_of("postgresql")(module)
     _close_both_pools(module)
     wrapper_class = module.DatabaseWrapper
+    _leave_nodb_cursor_unpooled(wrapper_class)
     ensure_timezone = wrapper_class.ensure_timezone
 
     @functools.wraps(ensure_timezone)
@@ -212,25 +240,34 @@ def _edit_oracle(module: Any) -> None:
 
 
 def _edit_postgres_signals(module: Any) -> None:
-    register_type_handlers = module.register_type_handlers
+    def once_per_connection(register: Any) -> Any:
+        """
+        Have a connection_created receiver skip connections of a pool that it
+        has seen, unless an extension brought other types since.
+        """
 
-    @functools.wraps(register_type_handlers)
-    def register_once(connection: Any, **kwargs: Any) -> Any:
-        lease = connection._pool_lease
-        if lease is None or "signal" not in kwargs:
-            return register_type_handlers(connection, **kwargs)
-        # Types stay registered with the driver's connection, until an
-        # extension is created that brings others.
-        notes = lease[1].session.notes
-        oids = (
-            module.get_hstore_oids(connection.alias),
-            module.get_citext_oids(connection.alias),
-        )
-        if notes.get("type_oids") != oids:
-            register_type_handlers(connection, **kwargs)
-            notes["type_oids"] = oids
+        @functools.wraps(register)
+        def register_once(connection: Any, **kwargs: Any) -> Any:
+            lease = connection._pool_lease
+            if (
+                lease is None
+                or connection.vendor != "postgresql"
+                or "signal" not in kwargs
+            ):
+                return register(connection, **kwargs)
+            notes = lease[1].session.notes
+            oids = (
+                module.get_hstore_oids(connection.alias),
+                module.get_citext_oids(connection.alias),
+            )
+            if notes.get("type_oids") != oids:
+                register(connection, **kwargs)
+                notes["type_oids"] = oids
 
-    module.register_type_handlers = register_once
+        return register_once
+
+    module.once_per_connection = once_per_connection
+    module.register_type_handlers = once_per_connection(module.register_type_handlers)
 
 
 def _edit_checks(module: Any) -> None:
@@ -239,11 +276,12 @@ def _edit_checks(module: Any) -> None:
 
 EDITS: dict[str, Callable[[Any], None]] = {
     "django.contrib.postgres.signals": _edit_postgres_signals,
-    "django.core.checks.database": _edit_checks,
+    "django.core.checks": _edit_checks,
     "django.db.backends.base.base": _edit_base,
     "django.db.backends.base.creation": _edit_creation,
     "django.db.backends.mysql.base": _use_connector_of("mysql"),
     "django.db.backends.oracle.base": _edit_oracle,
     "django.db.backends.postgresql.base": _edit_postgresql,
     "django.db.backends.sqlite3.base": _use_connector_of("sqlite3"),
+    "django.db.utils": _edit_utils,
 }

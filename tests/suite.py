@@ -10,12 +10,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The directories that hold test apps. The second has the tests that the patch
-# adds to Django's own suite.
-TEST_DIRECTORIES = [
-    ROOT / "tests",
-    ROOT / "django_pool_patch" / "overlay" / "tests",
-]
+TESTS = ROOT / "tests"
+# The tests that the patch adds to Django's own suite.
+OVERLAY_TESTS = ROOT / "django_pool_patch" / "overlay" / "tests"
 
 ALWAYS_INSTALLED_APPS = [
     "django.contrib.contenttypes",
@@ -36,28 +33,53 @@ ALWAYS_MIDDLEWARE = [
 ]
 
 
+def get_upstream_tests():
+    """
+    Return the directory with the tests that the patch adds: with those that it
+    did add, in a patched source tree.
+    """
+    if get_leg() == "patched":
+        import django
+
+        directory = Path(django.__file__).parent.parent / "tests"
+        if all((directory / path.name).is_dir() for path in find_apps(OVERLAY_TESTS)):
+            return directory
+    return OVERLAY_TESTS
+
+
+def find_apps(directory):
+    """Return the paths of the test apps in a directory."""
+    return [path.parent for path in sorted(directory.glob("*/__init__.py"))]
+
+
 def add_to_sys_path():
-    """Make the package and all test apps importable. Idempotent."""
-    for directory in [*reversed(TEST_DIRECTORIES), ROOT]:
-        if directory.is_dir() and str(directory) not in sys.path:
-            sys.path.insert(0, str(directory))
+    """
+    Make all test apps importable, and the package where it's tested. In the
+    other leg nothing may be found in it. Idempotent.
+    """
+    path = [str(TESTS), str(get_upstream_tests())]
+    if get_leg() == "overlay":
+        path.append(str(ROOT))
+    # The script's directory is among the others.
+    others = [entry for entry in sys.path if entry not in {*path, str(ROOT)}]
+    sys.path[:] = path + others
 
 
 def get_test_apps():
     """Return the sorted names of all test apps."""
+    upstream_tests = get_upstream_tests()
     apps = {}
-    for directory in TEST_DIRECTORIES:
-        if not directory.is_dir():
-            continue
-        for path in directory.iterdir():
-            if not (path / "__init__.py").is_file():
-                continue
-            if path.name in apps:
-                raise RuntimeError(
-                    "There are two test apps named %s: %s and %s."
-                    % (path.name, apps[path.name], path)
-                )
-            apps[path.name] = path
+    for path in [
+        *find_apps(TESTS),
+        # A source tree has all of Django's test apps.
+        *[upstream_tests / path.name for path in find_apps(OVERLAY_TESTS)],
+    ]:
+        if path.name in apps:
+            raise RuntimeError(
+                "There are two test apps named %s: %s and %s."
+                % (path.name, apps[path.name], path)
+            )
+        apps[path.name] = path
     return sorted(apps)
 
 
@@ -69,9 +91,9 @@ def get_dotted_label(label):
     path = Path(label)
     if not (len(path.parts) > 1 or label.endswith(("/", ".py"))):
         return label
-    for directory in [Path.cwd(), *TEST_DIRECTORIES]:
+    for directory in [Path.cwd(), TESTS, OVERLAY_TESTS]:
         candidate = (directory / path).resolve()
-        for root in TEST_DIRECTORIES:
+        for root in [TESTS, OVERLAY_TESTS]:
             if candidate.exists() and candidate.is_relative_to(root):
                 parts = candidate.relative_to(root).with_suffix("").parts
                 return ".".join(parts)

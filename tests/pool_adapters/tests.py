@@ -14,6 +14,9 @@ from django.db.pool import PoolTimeout
 from django.db.utils import OperationalError
 from django.test import SimpleTestCase
 
+if find_spec("django_pool_patch") is None:
+    raise unittest.SkipTest("The adapters are the package's.")
+
 has_psycopg_pool = find_spec("psycopg") and find_spec("psycopg_pool")
 has_sqlalchemy = find_spec("sqlalchemy")
 

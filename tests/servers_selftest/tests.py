@@ -18,7 +18,7 @@ from servers import (
     find_free_port,
     process_table,
 )
-from suite import TEST_DIRECTORIES
+from suite import TESTS
 
 from django.db import connection
 from django.test import SimpleTestCase
@@ -174,7 +174,7 @@ class ServerTests:
                 ABANDONING_SCRIPT,
                 self.server_class.__name__,
             ],
-            cwd=TEST_DIRECTORIES[0],
+            cwd=TESTS,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -19,6 +19,7 @@ from django.db.pool import (
     PoolStats,
     PoolTimeout,
 )
+from django.db.pool.base import check_by, reset_by
 from django.db.pool.stats import Histogram
 from django.utils.module_loading import import_string
 
@@ -160,7 +161,7 @@ class AdapterPool(BasePool):
         if option == "ping":
             return connector.check  # type: ignore[no-any-return]
         check = option if callable(option) else import_string(option)
-        return lambda physical: bool(check(physical.connection))
+        return check_by(check)  # type: ignore[no-any-return]
 
     # Physical connections.
 
@@ -256,8 +257,7 @@ class AdapterPool(BasePool):
                 connector.rollback(physical)
                 return bool(connector.is_clean(physical) or connector.reset(physical))
             reset = option if callable(option) else import_string(option)
-            reset(physical.connection)
-            return True
+            return bool(reset_by(reset, connector)(physical))
         except Exception as e:
             logger.warning(
                 "Pool '%s': a connection was discarded, for cleaning it raised %s.",

@@ -145,14 +145,14 @@ class PsycopgPool(AdapterPool):
             with self._changed:
                 self._refused += 1
             raise PoolFull(
-                "Refused to wait for a connection to '%s': %d callers are waiting "
-                "already (max_waiting=%d, max_size=%s). Raise max_size or "
-                "max_waiting, or shorten transactions."
+                "Refused to wait for a connection to '%s' (max_size=%s, %d waiting "
+                "already, max_waiting=%d). Raise max_size or max_waiting, or "
+                "shorten transactions."
                 % (
                     self.name,
+                    self.options.max_size,
                     self._waiting - 1,
                     self.options.max_waiting,
-                    self.options.max_size,
                 )
             ) from None
         except psycopg_pool.PoolClosed:

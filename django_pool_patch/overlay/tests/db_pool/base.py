@@ -304,9 +304,9 @@ class BasePoolTests:
         entry = pool.acquire()
         tasks = self.spawn_waiters(pool, 2)
         msg = (
-            "Refused to wait for a connection to 'default': 2 callers are waiting "
-            "already (max_waiting=2, max_size=1). Raise max_size or max_waiting, "
-            "or shorten transactions."
+            "Refused to wait for a connection to 'default' (max_size=1, 2 waiting "
+            "already, max_waiting=2). Raise max_size or max_waiting, or shorten "
+            "transactions."
         )
         with self.assertRaisesMessage(PoolFull, msg):
             pool.acquire(timeout=PATIENCE)
@@ -818,7 +818,18 @@ class BasePoolTests:
         connection = entry.connection
         pool.release(entry)
         self.assertEqual(reset, [connection])
+        self.assertEqual(self.connector.resets, 0)
         self.assertEqual(pool.stats().idle, 1)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_reset_callable_that_leaves_something(self):
+        """What it doesn't clean is cleaned as if there were no callable."""
+        pool = self.make_pool(reset=lambda connection: None)
+        entry = pool.acquire()
+        entry.connection.is_clean = False
+        pool.release(entry)
+        self.assertEqual((self.connector.resets, self.connector.full_resets), (1, 0))
+        self.assertIs(pool.acquire().connection.is_clean, True)
 
     # Health.
 
@@ -913,6 +924,21 @@ class BasePoolTests:
         pool.release(pool.acquire())
         self.assertEqual(pool.acquire().connection.serial, 2)
         self.assertEqual(self.connector.checks, 0)
+
+    @skipUnlessPoolSupports("invalidation", "reuse")
+    def test_check_callable_that_raises(self):
+        """Such as those of psycopg_pool, which return nothing else."""
+
+        def check(connection):
+            if connection.serial == 1:
+                raise OperationalError("The connection is closed.")
+
+        pool = self.make_pool(check=check)
+        pool.release(pool.acquire())
+        for _ in range(2):
+            entry = pool.acquire()
+            self.assertEqual(entry.connection.serial, 2)
+            pool.release(entry)
 
     # Failures to connect.
 

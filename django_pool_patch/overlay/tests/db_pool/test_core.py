@@ -112,7 +112,7 @@ class WaitingTests(CoreTestCase):
         core = self.make_core(max_size=1, max_waiting=1)
         self.fill(core, 1)
         self.enqueue(core)
-        with self.assertRaisesMessage(PoolFull, "1 callers are waiting already"):
+        with self.assertRaisesMessage(PoolFull, "1 waiting already"):
             self.enqueue(core)
         self.assertEqual(core.refused, 1)
 

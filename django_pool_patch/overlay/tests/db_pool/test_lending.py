@@ -2,6 +2,7 @@ import gc
 import threading
 import time
 import unittest
+import weakref
 from contextlib import contextmanager
 from unittest import mock
 
@@ -26,15 +27,17 @@ if connection.vendor == "postgresql":
     from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg3
 
 
-def is_in_memory():
-    return connection.vendor == "sqlite" and connection.is_in_memory_db()
-
-
-@unittest.skipIf(is_in_memory(), "Databases in memory are never pooled.")
 class LendingTestCase(TransactionTestCase):
     """Tests of wrappers with a pool of their own, on the test database."""
 
     available_apps = ["db_pool"]
+
+    @classmethod
+    def setUpClass(cls):
+        # The test database isn't known any sooner.
+        if connection.vendor == "sqlite" and connection.is_in_memory_db():
+            raise unittest.SkipTest("Databases in memory are never pooled.")
+        super().setUpClass()
 
     def make_wrapper(self, changes=None, **options):
         """
@@ -169,6 +172,17 @@ class LendingTests(LendingTestCase):
         wrapper.close()
         self.use(wrapper)
 
+    @unittest.skipIf(connection.vendor == "postgresql", "It's for PostgreSQL.")
+    def test_receiver_for_another_vendor(self):
+        """contrib.postgres leaves the connections of others alone."""
+        try:
+            from django.contrib.postgres.signals import register_type_handlers
+        except ImportError:
+            self.skipTest("There is no psycopg.")
+        connection_created.connect(register_type_handlers)
+        self.addCleanup(connection_created.disconnect, register_type_handlers)
+        self.use(self.make_wrapper())
+
     def test_facts_are_handed_over(self):
         """A new wrapper asks the server nothing that is known already."""
         self.use(self.make_wrapper())
@@ -295,6 +309,32 @@ class LendingTests(LendingTestCase):
         self.assertEqual(wrapper.connection_pool.stats().in_use, 1)
         forgotten.close()
 
+    @unittest.skipIf(connection.vendor == "sqlite", "There are no weak references.")
+    def test_nothing_keeps_a_forgotten_connection_alive(self):
+        """It would be in the way of whoever drops its database."""
+        wrapper = self.make_wrapper()
+        wrapper.ensure_connection()
+        forgotten = weakref.ref(wrapper.connection)
+        # Or else collecting it is worth a warning.
+        wrapper.connection.close()
+        wrapper.connect()
+        gc.collect()
+        self.assertIsNone(forgotten())
+
+    def test_connecting_without_the_pool(self):
+        """Who switches POOL off finds the wrapper as if there were none."""
+        wrapper = self.make_wrapper()
+        wrapper.ensure_connection()
+        pool, borrowed = wrapper.connection_pool, wrapper.connection
+        borrowed.close()
+        wrapper.settings_dict["POOL"] = False
+        wrapper.connect()
+        self.assertEqual(self.select(wrapper), 1)
+        self.assertIsNot(wrapper.connection, borrowed)
+        wrapper.close()
+        self.assertIsNone(wrapper.connection)
+        self.assertEqual(pool.stats().size, 0)
+
 
 class ReturningTests(LendingTestCase):
     def test_transaction_is_rolled_back(self):
@@ -414,9 +454,34 @@ class ReturningTests(LendingTestCase):
         driver_connection = self.use(wrapper)
         self.assertEqual(cleaned, [driver_connection])
 
+    @unittest.skipIf(
+        connection.vendor == "mysql", "The driver doesn't tell of transactions."
+    )
+    def test_reset_callable_that_leaves_a_transaction(self):
+        """Nobody gets into another's transaction, whatever a callable does."""
+        wrapper = self.make_wrapper(reset=lambda connection: None)
+        with wrapper.cursor() as cursor:
+            cursor.execute("BEGIN")
+        self.insert(wrapper, "lost")
+        wrapper.close()
+        self.insert(wrapper, "kept")
+        self.assertEqual(self.names(), {"kept"})
+
+    def test_reset_callable_that_leaves_autocommit_off(self):
+        wrapper = self.make_wrapper(reset=lambda connection: None)
+        wrapper.set_autocommit(False)
+        wrapper.close()
+        self.insert(wrapper, "kept")
+        self.assertEqual(self.names(), {"kept"})
+
     def test_check_callable(self):
         checked = []
-        wrapper = self.make_wrapper(check=lambda connection: checked.append(connection))
+
+        def check(connection):
+            checked.append(connection)
+            return False
+
+        wrapper = self.make_wrapper(check=check)
         first = self.use(wrapper)
         # What was just opened is taken to be healthy.
         self.assertEqual(checked, [])
@@ -478,10 +543,17 @@ class RegistryTests(LendingTestCase):
         wrapper.ensure_connection()
         self.assertIsNone(wrapper._pool_lease)
 
-    def test_no_db_alias(self):
+    def test_nodb_cursor(self):
+        """Connections to none of the project's databases aren't pooled."""
         wrapper = self.make_wrapper()
-        wrapper.alias = NO_DB_ALIAS
-        self.assertIsNone(wrapper.connection_pool)
+        with (
+            mock.patch.object(type(wrapper), "cursor", autospec=True) as cursor,
+            mock.patch.object(type(wrapper), "close"),
+            wrapper._nodb_cursor(),
+        ):
+            (unpooled,) = cursor.call_args.args
+            self.assertEqual(unpooled.alias, NO_DB_ALIAS)
+            self.assertIsNone(unpooled.connection_pool)
 
     def test_asking_opens_nothing(self):
         wrapper = self.make_wrapper(min_size=1)

@@ -210,7 +210,7 @@ class ConnectionPoolTestsMixin(BasePoolTests):
         pool = self.make_pool(max_size=3, max_waiting=1)
         self.connector.block()
         tasks = self.spawn_waiters(pool, 4)
-        with self.assertRaisesMessage(OperationalError, "4 callers are waiting"):
+        with self.assertRaisesMessage(OperationalError, "4 waiting already"):
             pool.acquire()
         self.connector.unblock()
         first = tasks.pop(0)

@@ -186,6 +186,34 @@ class BaseConnector:
         """
 
 
+def check_by(function):
+    """
+    Return BaseConnector.check() by means of the function that the "check"
+    option is.
+    """
+
+    def check(entry):
+        # Functions written for psycopg_pool raise, or return nothing.
+        answer = function(entry.connection)
+        return answer is None or bool(answer)
+
+    return check
+
+
+def reset_by(function, connector):
+    """
+    Return BaseConnector.reset() by means of the function that the "reset"
+    option is.
+    """
+
+    def reset(entry):
+        function(entry.connection)
+        # Whatever it left undone: nobody may get into another's transaction.
+        return connector.is_clean(entry) or connector.reset(entry)
+
+    return reset
+
+
 class BasePool:
     """
     The interface of a pool, and what all pools have in common.

@@ -383,10 +383,10 @@ class PoolCore:
         ):
             self.refused += 1
             raise PoolFull(
-                "Refused to wait for a connection to '%s': %d callers are waiting "
-                "already (max_waiting=%d, max_size=%s). Raise max_size or "
-                "max_waiting, or shorten transactions."
-                % (self.name, len(self.waiters), self.max_waiting, self.max_size)
+                "Refused to wait for a connection to '%s' (max_size=%s, %d waiting "
+                "already, max_waiting=%d). Raise max_size or max_waiting, or "
+                "shorten transactions."
+                % (self.name, self.max_size, len(self.waiters), self.max_waiting)
             )
         self.is_started = True
         waiter.ticket = next(self._tickets)

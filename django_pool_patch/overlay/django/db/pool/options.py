@@ -84,9 +84,10 @@ class PoolOptions:
     * mode ("session"): how long a wrapper keeps a connection.
     * check ("auto"): how a connection's health is found out before it is
       lent: "auto", "ping", "off", or a callable taking the driver's
-      connection and returning whether it's healthy.
+      connection, and raising or returning False if it isn't healthy.
     * reset ("auto"): how a connection is cleaned when it comes back: "auto",
-      "always", "rollback", or a callable taking the driver's connection.
+      "always", "rollback", or a callable taking the driver's connection. What
+      that leaves undone, "auto" does.
     * leak_threshold (None): time in use after which a holder is logged with
       its stack; None switches it off.
     * reconnect_timeout (300.0): how long connecting is tried again in the

@@ -14,7 +14,7 @@ from time import monotonic
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
-from .base import BaseConnector, BasePool
+from .base import BaseConnector, BasePool, check_by, reset_by
 from .core import WAITING_INTERVAL, PoolCore, Waiter
 from .exceptions import PoolClosed, PoolError, PoolTimeout
 from .housekeeping import housekeeper
@@ -119,8 +119,7 @@ class ConnectionPool(BasePool):
         self._ping_after = 0.0
         if option == "ping":
             return connector.check
-        check = self._resolve(option)
-        return lambda entry: bool(check(entry.connection))
+        return check_by(self._resolve(option))
 
     def _find_reset(self, option):
         """
@@ -137,13 +136,7 @@ class ConnectionPool(BasePool):
             return self._never_clean, self._reset_fully
         if option == "rollback":
             return self._never_clean, self._roll_back
-        reset = self._resolve(option)
-
-        def reset_by_callable(entry):
-            reset(entry.connection)
-            return True
-
-        return self._never_clean, reset_by_callable
+        return self._never_clean, reset_by(self._resolve(option), connector)
 
     def _resolve(self, option):
         """Return the callable that an option is, or names."""

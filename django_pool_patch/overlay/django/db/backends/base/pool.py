@@ -13,8 +13,6 @@ from django.db.pool.exceptions import PoolClosed
 from django.db.pool.options import PoolOptions
 from django.db.pool.registry import identity, pools
 
-NO_DB_ALIAS = "__no_db__"
-
 # Attributes of a wrapper that are about itself, or refer to it. They are never
 # handed to another wrapper.
 OWN_ATTRIBUTES = frozenset(
@@ -38,9 +36,7 @@ OWN_ATTRIBUTES = frozenset(
 
 def get_pool(wrapper):
     """Return the pool of a wrapper's database, or None if it has none."""
-    if wrapper.alias == NO_DB_ALIAS or not PoolOptions.enabled(
-        wrapper.settings_dict.get("POOL")
-    ):
+    if not PoolOptions.enabled(wrapper.settings_dict.get("POOL")):
         return None
     return pools.for_wrapper(wrapper)
 
@@ -124,11 +120,13 @@ def _forsake(wrapper):
     Give up the lease of a connection that isn't the wrapper's anymore.
 
     Somebody set `connection` by hand. They may put it back, so the pool
-    neither closes it nor lends it to others. It doesn't count it anymore.
+    neither closes it nor lends it to others. It doesn't count it anymore, nor
+    does it keep it alive: without a pool, the driver would close it when it's
+    collected.
     """
     pool, entry = wrapper._pool_lease
     wrapper._pool_lease = None
-    entry.connection = None
+    entry.connection = entry.session.wrapper.connection = None
     pool.discard(entry)
 
 

@@ -1,0 +1,178 @@
+"""
+Tests of what runs Django's own test suite: it must notice what pools break.
+"""
+
+import importlib.util
+import tempfile
+import unittest
+from io import StringIO
+from pathlib import Path
+
+import upstream
+
+from django.test import SimpleTestCase
+
+
+def make_result(left_connections=0, connections_after_exit=0, **outcomes):
+    return {
+        "outcomes": {
+            "app.tests.Tests.%s" % name: [outcome, text]
+            for name, (outcome, text) in outcomes.items()
+        },
+        "left_connections": left_connections,
+        "connections_after_exit": connections_after_exit,
+    }
+
+
+PASSED = ("passed", "")
+
+
+class DifferenceTests(SimpleTestCase):
+    def assertDifferences(self, baseline, result, *differences):
+        self.assertEqual(upstream.get_differences(baseline, result), [*differences])
+
+    def test_same(self):
+        result = make_result(
+            1,
+            test_a=PASSED,
+            test_b=("skipped", "why"),
+            test_c=("failed", "Traceback"),
+            test_d=("expected failure", ""),
+        )
+        self.assertDifferences(result, result)
+
+    def test_failed(self):
+        for outcome in ["failed", "error"]:
+            for before in [PASSED, ("skipped", "why"), ("expected failure", "")]:
+                with self.subTest(outcome=outcome, before=before):
+                    self.assertDifferences(
+                        make_result(test_a=before),
+                        make_result(test_a=(outcome, "Traceback\nValueError")),
+                        "app.tests.Tests.test_a: %s, was %s" % (outcome, before[0]),
+                        "    Traceback",
+                        "    ValueError",
+                    )
+
+    def test_failed_before(self):
+        self.assertDifferences(
+            make_result(test_a=("failed", "one")), make_result(test_a=("error", "two"))
+        )
+
+    def test_skipped(self):
+        self.assertDifferences(
+            make_result(test_a=PASSED),
+            make_result(test_a=("skipped", "Pools can't do that.")),
+            "app.tests.Tests.test_a: skipped, was passed",
+            "    Pools can't do that.",
+        )
+
+    def test_missing(self):
+        for before in [PASSED, ("skipped", ""), ("failed", "")]:
+            with self.subTest(before=before):
+                self.assertDifferences(
+                    make_result(test_a=before),
+                    make_result(),
+                    "app.tests.Tests.test_a: missing, was %s" % before[0],
+                )
+
+    def test_new(self):
+        """The patch brings tests. Errors of whole classes are new as well."""
+        self.assertDifferences(
+            make_result(),
+            make_result(
+                test_a=PASSED, test_b=("skipped", ""), setUpClass=("error", "Why")
+            ),
+            "app.tests.Tests.setUpClass: error, wasn't there",
+            "    Why",
+        )
+
+    def test_better(self):
+        self.assertDifferences(
+            make_result(test_a=("failed", "")), make_result(test_a=PASSED)
+        )
+
+    def test_connections(self):
+        self.assertDifferences(
+            make_result(left_connections=1),
+            make_result(left_connections=3, connections_after_exit=2),
+            "left_connections: 3, was 1",
+            "connections_after_exit: 2, was 0",
+        )
+
+
+class RecorderTests(SimpleTestCase):
+    def test_outcomes(self):
+        path = upstream.HARNESS / "upstream_runner.py"
+        spec = importlib.util.spec_from_file_location("upstream_runner", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+
+        class Tests(unittest.TestCase):
+            def tearDown(self):
+                if self._testMethodName == "test_torn_down":
+                    raise ValueError
+
+            def test_passed(self):
+                pass
+
+            def test_torn_down(self):
+                pass
+
+            def test_failed(self):
+                self.fail("Why")
+
+            def test_error(self):
+                raise ValueError
+
+            def test_skipped(self):
+                self.skipTest("Why")
+
+            def test_subtests(self):
+                for number in range(3):
+                    with self.subTest(number=number):
+                        self.assertNotEqual(number, 1)
+
+            @unittest.expectedFailure
+            def test_expected_failure(self):
+                self.fail()
+
+            @unittest.expectedFailure
+            def test_unexpected_success(self):
+                pass
+
+        runner = module.RecordingRunner()
+        unittest.TextTestRunner(
+            stream=StringIO(), resultclass=runner.get_resultclass()
+        ).run(unittest.defaultTestLoader.loadTestsFromTestCase(Tests))
+        outcomes = {
+            test.rpartition(".")[2]: outcome
+            for test, (outcome, _) in runner.outcomes.items()
+        }
+        self.assertEqual(
+            outcomes,
+            {
+                "test_passed": "passed",
+                "test_torn_down": "error",
+                "test_failed": "failed",
+                "test_error": "error",
+                "test_skipped": "skipped",
+                "test_subtests": "failed",
+                "test_expected_failure": "expected failure",
+                "test_unexpected_success": "failed",
+            },
+        )
+
+
+class DigestTests(SimpleTestCase):
+    def digest(self, source):
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "module.py"
+            path.write_text(source)
+            return upstream.digest_sources(Path(directory), [path])
+
+    def test_sources(self):
+        digest = self.digest('"""Doc."""\ndef f():\n    return 1\n')
+        same = '"""Other."""\n\n# Comment.\ndef f():\n    """Doc."""\n    return (1)\n'
+        self.assertEqual(self.digest(same), digest)
+        self.assertNotEqual(self.digest("def f():\n    return 2\n"), digest)
+        self.assertNotEqual(self.digest("def f():\n    return '1'\n"), digest)
