@@ -22,6 +22,7 @@ from django.db.pool import ConnectionPool, NullPool, PoolClosed, PoolTimeout, po
 from django.test import TransactionTestCase, override_settings
 
 from .models import Item
+from .utils import PATIENCE
 
 if connection.vendor == "postgresql":
     from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg3
@@ -183,6 +184,26 @@ class LendingTests(LendingTestCase):
         self.addCleanup(connection_created.disconnect, register_type_handlers)
         self.use(self.make_wrapper())
 
+    def test_connecting_while_wrappers_may_not(self):
+        """
+        The pool connects, and resets, even where something keeps wrappers from
+        it by replacing their class's method, as pytest-django does.
+        """
+        wrapper = self.make_wrapper(min_size=1, reset="always")
+        pool = wrapper.connection_pool
+        error = RuntimeError("Database access not allowed")
+        with mock.patch.object(
+            type(wrapper), "ensure_connection", autospec=True, side_effect=error
+        ):
+            pool.wait(timeout=PATIENCE)
+            wrapper.connect()
+            wrapper.close()
+            with self.assertRaisesMessage(RuntimeError, str(error)):
+                wrapper.cursor()
+        stats = pool.stats()
+        self.assertEqual((stats.connect_errors, stats.resets), (0, 1))
+        self.use(wrapper)
+
     def test_facts_are_handed_over(self):
         """A new wrapper asks the server nothing that is known already."""
         self.use(self.make_wrapper())
@@ -326,6 +347,7 @@ class LendingTests(LendingTestCase):
         wrapper = self.make_wrapper()
         wrapper.ensure_connection()
         pool, borrowed = wrapper.connection_pool, wrapper.connection
+        self.addCleanup(pools.close_pool, pool)
         borrowed.close()
         wrapper.settings_dict["POOL"] = False
         wrapper.connect()
@@ -509,6 +531,22 @@ class ReturningTests(LendingTestCase):
         self.assertIsNone(wrappers[0].connection)
         stats = pool.stats()
         self.assertEqual((stats.lost, stats.opened), (1, 1))
+
+    def test_closing_after_a_thread_that_ended(self):
+        """Who drops the database isn't hindered by what nobody uses."""
+        pool = self.make_wrapper().connection_pool
+        wrappers = []
+
+        def forget_to_close():
+            wrappers.append(self.make_wrapper())
+            wrappers[0].ensure_connection()
+
+        thread = threading.Thread(target=forget_to_close)
+        thread.start()
+        thread.join()
+        self.assertEqual(pool.stats().in_use, 1)
+        self.assertIs(pool.close(timeout=PATIENCE), True)
+        self.assertIsNone(wrappers[0].connection)
 
     def test_wrapper_dropped_within_a_cycle(self):
         pool = self.make_wrapper(max_size=1).connection_pool

@@ -724,6 +724,8 @@ class ConnectionPool(BasePool):
         with self._lock:
             orders = self._core.close(self._clock())
         self._execute(orders)
+        # Nobody else would close what is lent to users that are gone.
+        self._reclaim()
         self._close_unclosed()
         with self._lock:
             while not self._is_empty():

@@ -19,6 +19,7 @@ OWN_ATTRIBUTES = frozenset(
     [
         "autocommit",
         "connection",
+        "ensure_connection",
         "errors_occurred",
         "run_commit_hooks_on_set_autocommit_on",
         "run_on_commit",
@@ -159,6 +160,10 @@ class Session:
         self.notes = {}
 
 
+def do_nothing():
+    pass
+
+
 class DatabaseConnector(BaseConnector):
     """
     A connector that does everything through a DatabaseWrapper of its own.
@@ -209,6 +214,9 @@ class DatabaseConnector(BaseConnector):
         before = dict(wrapper.__dict__)
         connection = wrapper.get_new_connection(wrapper.get_connection_params())
         wrapper.connection = connection
+        # It's connected, whatever anybody makes of the method of the class,
+        # say to keep tests from connecting.
+        wrapper.ensure_connection = do_nothing
         self._opening[id(connection)] = wrapper, before
         return connection
 
