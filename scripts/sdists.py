@@ -155,9 +155,17 @@ def git(directory, *arguments, input=None, **variables):
     Run git in a directory, whatever the user's configuration is. Return its
     output.
     """
-    identity = "-c user.name=django-pool-patch -c user.email=pool@localhost"
-    settings = "-c commit.gpgsign=false -c core.autocrlf=false -c core.hooksPath="
-    command = ["git", *identity.split(), *settings.split(), *arguments]
+    settings = [
+        "user.name=django-pool-patch",
+        "user.email=pool@localhost",
+        "commit.gpgsign=false",
+        "core.autocrlf=false",
+        "core.hooksPath=",
+        # It goes on in the background, while the tree is being copied.
+        "gc.auto=0",
+    ]
+    options = [option for setting in settings for option in ("-c", setting)]
+    command = ["git", *options, *arguments]
     return run(*command, cwd=directory, input=input, **variables)
 
 
