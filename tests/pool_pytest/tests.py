@@ -229,8 +229,9 @@ class ProjectTests(SimpleTestCase):
         last = reports[-2]["pools"]
         self.assertEqual(set(last), {"default", "archive", "replica"})
         default = last["default"]
-        # Lending what is there costs nothing.
-        self.assertGreater(default["acquired"], 10 * default["opened"])
+        # Connections are lent again and again. Tests that change settings have
+        # them replaced, min_size ones as well.
+        self.assertGreater(default["acquired"], 4 * default["opened"])
         self.assertGreater(default["reused"], 0)
 
     @skipUnless(find_spec("xdist"), "pytest-xdist isn't installed.")
