@@ -1,4 +1,5 @@
 import ast
+import importlib.util
 import inspect
 import os
 import sys
@@ -562,6 +563,61 @@ copy.close()
 connection.close()
 print(json.dumps(calls))
 """
+
+
+@skipUnless(suite.get_leg() == "patched", "Django hasn't been patched.")
+class StandingAsideTests(scripts.ScriptTestMixin, SimpleTestCase):
+    databases = {"default"}
+
+    def test_package_is_not_importable(self):
+        """Nothing here works because of the package."""
+        self.assertIsNone(importlib.util.find_spec("django_pool_patch"))
+
+    def test_installed_app(self):
+        """The app on a Django that has the series: it says so, and is idle."""
+        output = self.run_script(
+            """
+import json, logging, sys
+
+records = []
+handler = logging.Handler()
+handler.emit = records.append
+logger = logging.getLogger("django.db.pool")
+logger.addHandler(handler)
+logger.setLevel(logging.DEBUG)
+logger.propagate = False
+
+from django.core.management import call_command
+from django.db.backends.base.base import BaseDatabaseWrapper
+import scripts
+
+before = dict(vars(BaseDatabaseWrapper)), list(sys.meta_path)
+sys.path.append(sys.argv[1])
+scripts.configure(INSTALLED_APPS=["django_pool_patch"], LOGGING_CONFIG=None)
+import django_pool_patch
+
+django_pool_patch.install()
+messages = [[record.levelname, record.getMessage()] for record in records]
+call_command("check")
+from django.db import connection
+from django.db.pool import pools
+
+scripts.get_session(connection)
+report = {
+    "is_unchanged": before == (dict(vars(BaseDatabaseWrapper)), list(sys.meta_path)),
+    "messages": messages,
+    "in_use": pools["default"].stats().in_use,
+}
+print(json.dumps(report))
+""",
+            {"default": scripts.get_database(connection, POOL=True)},
+            args=[str(suite.ROOT)],
+        )
+        message = "Django has connection pools of its own; nothing is patched."
+        self.assertEqual(
+            output,
+            {"is_unchanged": True, "messages": [["INFO", message]], "in_use": 1},
+        )
 
 
 class WithoutPoolTests(scripts.ScriptTestMixin, SimpleTestCase):
