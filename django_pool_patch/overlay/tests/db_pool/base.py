@@ -939,7 +939,7 @@ class BasePoolTests:
             entry = pool.acquire()
             self.assertNotEqual(entry.connection.serial, 1)
             pool.release(entry)
-        self.assertIs(self.connector.connections[0].closed, True)
+        wait_until(lambda: self.connector.connections[0].closed)
 
     # Failures to connect.
 
