@@ -42,7 +42,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
+sys.path.insert(0, str(ROOT / "tests"))
 
 import suite  # NOQA: E402
 

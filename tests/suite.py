@@ -54,10 +54,10 @@ def find_apps(directory):
 
 def add_to_sys_path():
     """
-    Make all test apps importable, and the package where it's tested. In the
-    other leg nothing may be found in it. Idempotent.
+    Make all test apps and scripts importable, and the package where it's
+    tested. In the other leg nothing may be found in it. Idempotent.
     """
-    path = [str(TESTS), str(get_upstream_tests())]
+    path = [str(TESTS), str(get_upstream_tests()), str(ROOT / "scripts")]
     if get_leg() == "overlay":
         path.append(str(ROOT))
     # The script's directory is among the others.

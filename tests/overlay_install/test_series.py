@@ -9,24 +9,20 @@ import importlib.util
 import os
 import re
 import shutil
-import sys
 import tempfile
 import textwrap
 from pathlib import Path
 from unittest import mock, skipUnless
 
+import edits
+import make_patches
+import sdists
+import series
 import suite
 
 import django
 import scripts
 from django.test import SimpleTestCase
-
-sys.path.append(str(suite.ROOT / "scripts"))
-
-import edits  # NOQA: E402
-import make_patches  # NOQA: E402
-import sdists  # NOQA: E402
-import series  # NOQA: E402
 
 VERSION = "%d.%d" % django.VERSION[:2]
 
