@@ -34,16 +34,11 @@ NEWEST = "6.1"
 # The part of the suite that runs each time: what connects, lends and returns,
 # and what is likely to stumble over that.
 QUICK_LABELS = """
-    admin_views asgi async auth_tests backends basic bulk_create cache
-    check_framework connection_module context_processors contenttypes_tests
-    custom_lookups custom_managers custom_pk db_functions db_utils delete
-    delete_regress expressions fixtures fixtures_model_package get_or_create
-    handlers inspectdb introspection lookup many_to_many migrate_signals
-    migration_test_data_persistence migrations migrations2
-    model_inheritance_regress multiple_database postgres_tests prefetch_related
-    queries raw_query requests_tests schema select_for_update servers
-    sessions_tests signals test_client test_runner test_utils timezones
-    transaction_hooks transactions utils_tests view_tests
+    asgi async backends basic check_framework db_utils delete handlers inspectdb
+    introspection migrate_signals migrations model_inheritance_regress
+    multiple_database postgres_tests queries raw_query schema select_for_update
+    servers sessions_tests test_client test_runner test_utils timezones
+    transaction_hooks transactions
 """.split()
 
 TITLE = """\
