@@ -615,6 +615,9 @@ class PostgreSQLServer(LocalServer, PostgreSQLClient):
             "max_wal_senders": 0,
             "autovacuum": "off",
             "jit": "off",
+            # In the data directory, which is removed. A killed server would
+            # leave behind what it has in /dev/shm.
+            "dynamic_shared_memory_type": "mmap",
             "logging_collector": "off",
             "log_min_messages": "fatal",
             **self.options,
