@@ -100,18 +100,18 @@ class Run:
         if self.leg == BASELINE:
             return ""
         if self.leg == PATCHED:
-            return self.get_series_digest("django")
+            return self.get_series_digest("django", "tests")
         package = suite.ROOT / "django_pool_patch"
         files = [*package.glob("*.py"), *package.glob("overlay/django/**/*.py")]
         return digest(digest_sources(package, files), self.get_series_digest("tests"))
 
-    def get_series_digest(self, directory):
+    def get_series_digest(self, *directories):
         """
-        Return a digest of what the patches change in a directory. The tests
+        Return a digest of what the patches change in directories. The tests
         that they add don't count: they are run by themselves often enough.
         """
         tree, changed = self.get_tree(), set()
-        pattern = r"^\+\+\+ b/(%s/(?!db_pool/).+\.py)$" % directory
+        pattern = r"^\+\+\+ b/((?:%s)/(?!db_pool/).+\.py)$" % "|".join(directories)
         for patch in sdists.get_series(self.version):
             names = re.findall(pattern, patch.read_text(), re.MULTILINE)
             changed.update(tree / name for name in names)
