@@ -382,7 +382,9 @@ def get_upstream_args(options):
             args.append("--%s" % name.replace("_", "-"))
     for name in ["bisect", "pair", "shuffle", "start_after", "start_at", "durations"]:
         # Unlike the tests here, Django's are only shuffled on demand.
-        if (value := getattr(options, name)) not in {None, False}:
+        value = getattr(options, name)
+        # Zero is a value: all durations, or a seed.
+        if value is not None and value is not False:
             args.append("--%s=%s" % (name.replace("_", "-"), value))
     for name, values in [
         ("--tag", options.tags),

@@ -44,10 +44,12 @@ QUICK_LABELS = """
 TITLE = """\
 # Django's own test suite with the pool
 
-Each cell is a whole run of Django's test suite, by `--parallel=2`, with POOL in
-every alias. It's compared to a run without POOL and without this package, of the
-same Django, Python and server. A difference is a test that fails, is skipped or is
-missing only with the pool, or a server connection that only then is left over.
+Each cell is a run of Django's test suite, the whole of it unless a part is named, by
+`--parallel=2`, with the POOL given in every alias (`false`: this package without a
+pool). It's compared to a run of the suite as published, without POOL and without this
+package, on the same Python and server. The runs compared to it have the tests that
+the patches add and edit. A difference is a test that fails, is skipped or is missing
+only with the pool, or a server connection that only then is left over.
 
 `make upstream` runs what is missing or stale and writes this page.
 """
