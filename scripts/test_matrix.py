@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import environments
 
@@ -29,11 +30,14 @@ Result = namedtuple("Result", ["passed", "failed", "skipped", "note"])
 # Seconds between asking a run to end and killing it.
 GRACE = 20
 
+# Runs that haven't ended, for when this one is interrupted.
+running = set()
 
-def run_and_show(command, timeout):
+
+def run_and_show(command, timeout, show):
     """
-    Run a command, showing its output as it comes. Return the output, the exit
-    status and whether the command took too long.
+    Run a command, passing the lines of its output to show() as they come.
+    Return the output, the exit status and whether the command took too long.
     """
     process = subprocess.Popen(
         command,
@@ -47,6 +51,7 @@ def run_and_show(command, timeout):
         # For ending its children along with it.
         start_new_session=True,
     )
+    running.add(process)
     timed_out = threading.Event()
 
     def end():
@@ -64,15 +69,11 @@ def run_and_show(command, timeout):
     lines = []
     try:
         for line in process.stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            show(line)
             lines.append(line)
         process.wait()
-    except BaseException:
-        # E.g. Ctrl+C: the run, in a session of its own, doesn't see it.
-        kill_group(process, signal.SIGTERM)
-        raise
     finally:
+        running.discard(process)
         timer.cancel()
         process.stdout.close()
     return "".join(lines), process.returncode, timed_out.is_set()
@@ -100,13 +101,18 @@ def parse(output, status):
     return result
 
 
-def run_cell(python, leg, database, options):
+def write(text):
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def run_cell(python, leg, database, options, show):
     command = [python, "runtests.py", "--settings=test_%s" % database, "--noinput"]
     if leg == "patched":
         command.append("--patched")
     started = time.monotonic()
     output, status, timed_out = run_and_show(
-        [*command, *options.labels], options.timeout
+        [*command, *options.labels], options.timeout, show
     )
     result = parse(output, status)
     if timed_out:
@@ -115,6 +121,33 @@ def run_cell(python, leg, database, options):
     elif not result.note:
         result = result._replace(note="%.0f s" % (time.monotonic() - started))
     return result
+
+
+def run_cells(cells, pythons, options):
+    """
+    Run cells, several at a time if so wanted, and return their results. The
+    output of one at a time is shown: as it comes, or when the cell has ended.
+    """
+
+    def run(cell):
+        title = "\n=== %s " % ("Django %s, %s, %s" % cell)
+        lines = []
+        show = write if options.jobs == 1 else lines.append
+        show(title.ljust(80, "=") + "\n")
+        result = run_cell(pythons[cell[0]], *cell[1:], options, show)
+        # One call, for the output of another may end at the same time.
+        write("".join(lines))
+        return result
+
+    with ThreadPoolExecutor(options.jobs) as executor:
+        try:
+            return dict(zip(cells, executor.map(run, cells)))
+        except BaseException:
+            # E.g. Ctrl+C: the runs, in sessions of their own, don't see it.
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                kill_group(process, signal.SIGTERM)
+            raise
 
 
 def get_databases(version, leg):
@@ -170,28 +203,35 @@ def main():
         default=20 * 60,
         help="seconds for one version on one database (default: %(default)s)",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="runs at the same time (default: %(default)s, one for each core)",
+    )
     options = parser.parse_args()
 
-    results, missing = {}, []
+    results, pythons = {}, {}
     for version in options.django or environments.DJANGO_PYTHONS:
         try:
-            python = environments.ensure("django-%s" % version)
+            pythons[version] = environments.ensure("django-%s" % version)
         except environments.EnvironmentFailure as exc:
             print_title("Django %s" % version)
             print("Not tested: %s" % exc)
-            missing.append(version)
             if options.require_all:
                 results[version, "", ""] = Result(0, 1, 0, "no environment")
-            continue
-        for leg in [options.leg] if options.leg else LEGS:
-            for database in options.database or get_databases(version, leg):
-                cell = version, leg, database
-                print_title("Django %s, %s, %s" % cell)
-                results[cell] = run_cell(python, leg, database, options)
+    cells = [
+        (version, leg, database)
+        for version in pythons
+        for leg in ([options.leg] if options.leg else LEGS)
+        for database in options.database or get_databases(version, leg)
+    ]
+    results |= run_cells(cells, pythons, options)
+    missing = set(options.django or environments.DJANGO_PYTHONS) - set(pythons)
 
     print_summary(results)
     if missing:
-        print("Not tested, see above: Django %s" % ", ".join(missing))
+        print("Not tested, see above: Django %s" % ", ".join(sorted(missing)))
     passed = sum(result.passed for result in results.values())
     failed = sum(result.failed for result in results.values())
     skipped = sum(result.skipped for result in results.values())
