@@ -94,7 +94,7 @@ class _EditingFinder:
 
 
 def _edit_base(module: Any) -> None:
-    from django.db.backends.base import pool
+    from django.db.backends.base import lending, pool, pooled_cursors
     from django.db.pool import ConnectionPool
     from django.utils.asyncio import async_unsafe
 
@@ -107,26 +107,42 @@ def _edit_base(module: Any) -> None:
     @functools.wraps(connect)
     def connect_or_borrow(self: Any) -> Any:
         if (connection_pool := self.connection_pool) is not None:
-            return pool.borrow(self, connection_pool)
+            return lending.borrow(self, connection_pool)
         return connect(self)
 
     @async_unsafe  # type: ignore[untyped-decorator]
     @functools.wraps(close)
     def close_or_give_back(self: Any) -> Any:
-        if self._pool_lease is not None and pool.give_back(self):
+        if lending.give_back(self):
             return
         return close(self)
 
     wrapper_class.pool_class = ConnectionPool
     wrapper_class.connector_class = pool.DatabaseConnector
-    wrapper_class.connection_pool = property(pool.get_pool)
-    wrapper_class.close_pool = pool.close_pool
-    # The pool and the entry that the connection was borrowed from.
+    wrapper_class.connection_pool = property(lending.get_pool)
+    wrapper_class.close_pool = lending.close_pool
+    wrapper_class.pin_reason = property(lending.get_pin_reason)
+    wrapper_class.pinned = lending.pinned
+    # What the connection was borrowed by, if it's borrowed.
     wrapper_class._pool_lease = None
     # The thread that borrowed it, when it's the wrapper's own.
     wrapper_class._pool_thread = None
+    # How many methods are using the connection, and blocks of pinned().
+    wrapper_class._pool_busy = 0
+    wrapper_class._pool_pins = 0
+    # What was borrowed last, between statements.
+    wrapper_class._pool_parked = None
+    # Whether connection_created was sent, in transaction mode.
+    wrapper_class._pool_has_announced = False
     wrapper_class.connect = connect_or_borrow
     wrapper_class.close = close_or_give_back
+    wrapper_class._cursor = pooled_cursors.lends_cursor(wrapper_class._cursor)
+    for name, decorator in [
+        ("get_autocommit", lending.knows_autocommit),
+        ("set_autocommit", lending.ends_transaction),
+        ("run_and_clear_commit_hooks", lending.follows_transaction),
+    ]:
+        setattr(wrapper_class, name, decorator(getattr(wrapper_class, name)))
 
 
 def _leave_nodb_cursor_unpooled(wrapper_class: Any) -> None:
@@ -140,6 +156,42 @@ def _leave_nodb_cursor_unpooled(wrapper_class: Any) -> None:
         return nodb_cursor(unpooled)
 
     wrapper_class._nodb_cursor = unpooled_nodb_cursor
+
+
+def _edit_asyncio(module: Any) -> None:
+    """
+    Have async_unsafe() ask for the running loop in a way that raises nothing.
+
+    It takes effect for what is decorated from now on.
+    """
+    import os
+    from asyncio import _get_running_loop
+
+    from django.core.exceptions import SynchronousOnlyOperation
+
+    async_unsafe = module.async_unsafe
+
+    @functools.wraps(async_unsafe)
+    def faster_async_unsafe(message: Any) -> Any:
+        if not callable(message):
+            return functools.partial(_decorate, message)
+        return _decorate(
+            "You cannot call this from an async context - use a thread or "
+            "sync_to_async.",
+            message,
+        )
+
+    def _decorate(message: str, func: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(func)
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            if _get_running_loop() is not None:
+                if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+                    raise SynchronousOnlyOperation(message)
+            return func(*args, **kwargs)
+
+        return inner
+
+    module.async_unsafe = faster_async_unsafe
 
 
 def _edit_utils(module: Any) -> None:
@@ -198,9 +250,20 @@ def _use_connector_of(backend: str) -> Callable[[Any], None]:
     return edit
 
 
+def _be_unusable_without_connection(wrapper_class: Any) -> None:
+    """Have is_usable() return False when there's no connection."""
+    is_usable = wrapper_class.is_usable
+
+    @functools.wraps(is_usable)
+    def has_usable_connection(self: Any) -> Any:
+        return self.connection is not None and is_usable(self)
+
+    wrapper_class.is_usable = has_usable_connection
+
+
 def _close_both_pools(module: Any) -> None:
     """Have close_pool() of a backend that pools on its own close ours too."""
-    from django.db.backends.base.pool import close_pool
+    from django.db.backends.base.lending import close_pool
 
     wrapper_class = module.DatabaseWrapper
     close_own_pool = wrapper_class.close_pool
@@ -234,8 +297,14 @@ def _edit_postgresql(module: Any) -> None:
     wrapper_class.ensure_timezone = drain_and_ensure_timezone
 
 
+def _edit_mysql(module: Any) -> None:
+    _use_connector_of("mysql")(module)
+    _be_unusable_without_connection(module.DatabaseWrapper)
+
+
 def _edit_oracle(module: Any) -> None:
     _use_connector_of("oracle")(module)
+    _be_unusable_without_connection(module.DatabaseWrapper)
     _close_both_pools(module)
 
 
@@ -255,7 +324,7 @@ def _edit_postgres_signals(module: Any) -> None:
                 or "signal" not in kwargs
             ):
                 return register(connection, **kwargs)
-            notes = lease[1].session.notes
+            notes = lease.entry.session.notes
             oids = (
                 module.get_hstore_oids(connection.alias),
                 module.get_citext_oids(connection.alias),
@@ -279,9 +348,10 @@ EDITS: dict[str, Callable[[Any], None]] = {
     "django.core.checks": _edit_checks,
     "django.db.backends.base.base": _edit_base,
     "django.db.backends.base.creation": _edit_creation,
-    "django.db.backends.mysql.base": _use_connector_of("mysql"),
+    "django.db.backends.mysql.base": _edit_mysql,
     "django.db.backends.oracle.base": _edit_oracle,
     "django.db.backends.postgresql.base": _edit_postgresql,
     "django.db.backends.sqlite3.base": _use_connector_of("sqlite3"),
     "django.db.utils": _edit_utils,
+    "django.utils.asyncio": _edit_asyncio,
 }

@@ -11,6 +11,12 @@ SEE_ALSO = """\
 
 """
 
+# The end of a sentence on how many connections requests use.
+TRANSACTION_MODE = """\
+or use the :ref:`transaction mode <connection-pools-transaction-mode>`, in
+which requests use a connection only while they query the database.
+"""
+
 DOCS_FILES = [
     add("docs/releases/6.2.txt"),
 ]
@@ -64,6 +70,13 @@ DOCS_EDITS = [
         versions=["5.2", "6.0"],
     ),
     insert_before("docs/ref/databases.txt", ".. _`create_pool()`: ", SEE_ALSO),
+    insert_before(
+        "docs/ref/databases.txt",
+        ".. _PgBouncer: https://www.pgbouncer.org/\n",
+        "None of this is necessary for the :ref:`transaction mode\n"
+        "<connection-pools-transaction-mode>` of Django's own connection pools.\n"
+        "\n",
+    ),
     # Reference pages.
     insert_before(
         "docs/ref/checks.txt",
@@ -88,7 +101,9 @@ DOCS_EDITS = [
         "signal is\n"
         "sent each time that the database wrapper borrows a connection from it, "
         "whether\n"
-        "or not that connection has been used before.\n",
+        "or not that connection has been used before. In :ref:`transaction mode\n"
+        "<connection-pools-transaction-mode>`, it's sent once for each physical\n"
+        "connection, and at least once by each database wrapper.\n",
     ),
     # Topics and how-tos.
     replace(
@@ -101,7 +116,7 @@ DOCS_EDITS = [
         "the database uses a connection until it ends, so choose the ``max_size`` "
         "of\n"
         ":setting:`POOL <DATABASE-POOL>` by the number of such requests in a "
-        "process.\n",
+        "process,\n" + TRANSACTION_MODE,
         versions=["5.2"],
     ),
     # The newest releases of 6.0 say more than the first, so the text as such
@@ -114,8 +129,9 @@ DOCS_EDITS = [
         "<connection-pools>` with the :setting:`POOL <DATABASE-POOL>` setting. A "
         "request\n"
         "that queries the database uses a connection until it ends, so choose the\n"
-        "``max_size`` option by the number of such requests in a process.\n"
-        "\n",
+        "``max_size`` option by the number of such requests in a process,\n"
+        + TRANSACTION_MODE
+        + "\n",
         versions=["6.0"],
     ),
     replace(
@@ -133,7 +149,7 @@ DOCS_EDITS = [
         "queries the database uses a connection until it ends, so choose the\n"
         "``max_size`` of :setting:`POOL <DATABASE-POOL>` by the number of such "
         "requests\n"
-        "in a process.\n",
+        "in a process,\n" + TRANSACTION_MODE,
         versions=["6.1"],
     ),
     insert_after(

@@ -31,6 +31,53 @@ POOL_PACKAGE = Commit(
     changes=add_all("django/db/pool"),
 )
 
+STATEMENTS = Commit(
+    subject="Added recognition of statements that touch the session.",
+    body="""
+        Settings, temporary tables, advisory locks and the like outlive a
+        transaction. Whoever runs such a statement needs the same connection
+        afterwards, and the next user of it a session that was reset.
+
+        Nothing uses it yet.
+        """,
+    changes=[
+        add("django/db/backends/%s/statements.py" % backend)
+        for backend in ["base", "mysql", "oracle", "postgresql", "sqlite3"]
+    ],
+)
+
+ASYNC_UNSAFE = Commit(
+    subject="Sped up async_unsafe().",
+    body="""
+        It's called several times for each query. Most of its time was spent on
+        the exception that says that there's no running event loop.
+        """,
+    changes=[
+        replace(
+            "django/utils/asyncio.py",
+            "from asyncio import get_running_loop\n",
+            "from asyncio import _get_running_loop\n",
+        ),
+        replace(
+            "django/utils/asyncio.py",
+            """\
+            try:
+                get_running_loop()
+            except RuntimeError:
+                pass
+            else:
+                if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+                    raise SynchronousOnlyOperation(message)
+""",
+            """\
+            if _get_running_loop() is not None:
+                if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+                    raise SynchronousOnlyOperation(message)
+""",
+        ),
+    ],
+)
+
 WRAPPERS = Commit(
     subject="Allowed database connections to be borrowed from a pool.",
     body="""
@@ -40,6 +87,10 @@ WRAPPERS = Commit(
         more connections than are needed at the same time, and no more than
         max_size, also under ASGI.
 
+        In transaction mode it goes back as soon as a statement or a transaction
+        is over, unless the session was touched or pinned() asks to keep it.
+        Cursors tell when they don't need it anymore.
+
         The generic connector opens connections by means of a wrapper of its
         own, so that backends, third-party ones included, are supported without
         changes. What they can do better, they say in their connector_class.
@@ -48,18 +99,16 @@ WRAPPERS = Commit(
         databases, aren't pooled.
         """,
     changes=[
+        add("django/db/backends/base/lending.py"),
         add("django/db/backends/base/pool.py"),
+        add("django/db/backends/base/pooled_cursors.py"),
         insert_after(
             BASE,
             "from django.db.backends import utils\n",
             """\
-from django.db.backends.base.pool import (
-    DatabaseConnector,
-    borrow,
-    close_pool,
-    get_pool,
-    give_back,
-)
+from django.db.backends.base import lending
+from django.db.backends.base.pool import DatabaseConnector
+from django.db.backends.base.pooled_cursors import lends_cursor
 """,
         ),
         insert_after(
@@ -81,10 +130,17 @@ from django.db.backends.base.pool import (
             "    queries_limit = 9000\n",
             """\
 
-    # The pool and the entry that the connection was borrowed from.
+    # What the connection was borrowed by, if it's borrowed.
     _pool_lease = None
     # The thread that borrowed it, when it's the wrapper's own.
     _pool_thread = None
+    # How many methods are using the connection, and blocks of pinned().
+    _pool_busy = 0
+    _pool_pins = 0
+    # What was borrowed last, between statements.
+    _pool_parked = None
+    # Whether connection_created was sent, in transaction mode.
+    _pool_has_announced = False
 """,
         ),
         insert_before(
@@ -99,11 +155,14 @@ from django.db.backends.base.pool import (
     @property
     def connection_pool(self):
         \"\"\"The pool of the database, or None if it isn't pooled.\"\"\"
-        return get_pool(self)
+        return lending.get_pool(self)
 
     def close_pool(self):
         \"\"\"Close the pool of the database. The next use makes a new one.\"\"\"
-        close_pool(self)
+        lending.close_pool(self)
+
+    pin_reason = property(lending.get_pin_reason)
+    pinned = lending.pinned
 
 """,
         ),
@@ -114,7 +173,7 @@ from django.db.backends.base.pool import (
 """,
             """\
         if (connection_pool := self.connection_pool) is not None:
-            return borrow(self, connection_pool)
+            return lending.borrow(self, connection_pool)
 """,
         ),
         insert_after(
@@ -123,9 +182,31 @@ from django.db.backends.base.pool import (
         \"\"\"Close the connection to the database.\"\"\"
 """,
             """\
-        if self._pool_lease is not None and give_back(self):
+        if lending.give_back(self):
             return
 """,
+        ),
+        insert_before(
+            BASE, "    def _cursor(self, name=None):\n", "    @lends_cursor\n"
+        ),
+        insert_before(
+            BASE,
+            "    def get_autocommit(self):\n",
+            "    @lending.knows_autocommit\n",
+        ),
+        insert_before(
+            BASE,
+            """\
+    def set_autocommit(
+        self, autocommit, force_begin_transaction_with_broken_autocommit=False
+    ):
+""",
+            "    @lending.ends_transaction\n",
+        ),
+        insert_before(
+            BASE,
+            "    def run_and_clear_commit_hooks(self):\n",
+            "    @lending.follows_transaction\n",
         ),
         replace(
             BASE,
@@ -270,7 +351,7 @@ def once_per_connection(register):
         lease = connection._pool_lease
         if lease is None or connection.vendor != "postgresql" or "signal" not in kwargs:
             return register(connection, **kwargs)
-        notes = lease[1].session.notes
+        notes = lease.entry.session.notes
         oids = get_hstore_oids(connection.alias), get_citext_oids(connection.alias)
         if notes.get("type_oids") != oids:
             register(connection, **kwargs)
@@ -312,6 +393,12 @@ def once_per_connection(register):
     ],
 )
 
+# Between statements a wrapper may have no connection.
+UNUSABLE_WITHOUT_CONNECTION = """\
+        if self.connection is None:
+            return False
+"""
+
 MYSQL_POOL = Commit(
     subject="Added support for POOL to the MySQL backend.",
     body="""
@@ -331,6 +418,7 @@ MYSQL_POOL = Commit(
             "    validation_class = DatabaseValidation\n",
             "    connector_class = DatabaseConnector\n",
         ),
+        insert_after(MYSQL, "    def is_usable(self):\n", UNUSABLE_WITHOUT_CONNECTION),
     ],
 )
 
@@ -353,6 +441,7 @@ ORACLE_POOL = Commit(
             "    validation_class = DatabaseValidation\n",
             "    connector_class = DatabaseConnector\n",
         ),
+        insert_after(ORACLE, "    def is_usable(self):\n", UNUSABLE_WITHOUT_CONNECTION),
         insert_after(
             ORACLE,
             "    def close_pool(self):\n",
@@ -480,6 +569,8 @@ TESTS = Commit(
 
 COMMITS = [
     POOL_PACKAGE,
+    ASYNC_UNSAFE,
+    STATEMENTS,
     WRAPPERS,
     TEST_DATABASES,
     POSTGRESQL_POOL,

@@ -110,7 +110,13 @@ def get_cells():
         for database in ["postgresql", "mysql", "sqlite"]
         for leg in ["overlay", "patched"]
     ]
-    for pool in ['{"min_size": 2}', '{"max_size": 3}', '{"reset": "always"}', "false"]:
+    for pool in [
+        '{"mode": "transaction"}',
+        '{"min_size": 2}',
+        '{"max_size": 3}',
+        '{"reset": "always"}',
+        "false",
+    ]:
         for database in ["postgresql", "mysql"]:
             cells.append(Cell(NEWEST, database, "overlay", pool, ()))
     cells.append(Cell(NEWEST, "sqlite", "overlay", "false", ()))

@@ -21,6 +21,9 @@ REMEDY_FOR_BOTH = (
 )
 
 
+NULL_POOL = "django.db.pool.NullPool"
+
+
 class NotAPool:
     pass
 
@@ -76,6 +79,47 @@ class PoolChecksMixin:
 
     def assertPoolError(self, pool, message):
         self.assertErrors(["DATABASES['checked']['POOL']: %s" % message], POOL=pool)
+
+
+class ModeTests(PoolChecksMixin, SimpleTestCase):
+    def get_warnings(self, pool, **settings):
+        with self.database(POOL={"mode": "transaction", **pool}, **settings):
+            return [
+                (issue.id, issue.obj, issue.msg.partition("['POOL']: ")[2])
+                for issue in self.get_issues()
+                if "checked" in issue.obj
+            ]
+
+    def test_fine(self):
+        self.assertEqual(self.get_warnings({}), [])
+        self.assertEqual(
+            self.get_warnings({"mode": "session", "pool_class": NULL_POOL}), []
+        )
+
+    def test_without_autocommit(self):
+        message = (
+            "mode 'transaction' has no effect, for without AUTOCOMMIT a transaction "
+            "lasts until the connection is closed."
+        )
+        self.assertEqual(
+            self.get_warnings({}, AUTOCOMMIT=False),
+            [("pool.W002", "DATABASES['checked']", message)],
+        )
+
+    def test_new_connection_for_each_statement(self):
+        message = "each statement needs a new connection in mode 'transaction' with %s."
+        self.assertEqual(
+            self.get_warnings({"pool_class": NULL_POOL}),
+            [("pool.W003", "DATABASES['checked']", message % "NullPool")],
+        )
+        found = self.get_warnings({"reset": "always"})
+        if connection.vendor == "postgresql":
+            self.assertEqual(found, [])
+        else:
+            what = "this backend and reset 'always'"
+            self.assertEqual(
+                found, [("pool.W003", "DATABASES['checked']", message % what)]
+            )
 
 
 class SettingsTests(PoolChecksMixin, SimpleTestCase):

@@ -499,10 +499,12 @@ class RequestTests(TransactionTestCase):
         self.assertEqual(after.lost, stats.lost)
         self.assertLessEqual(after.opened - stats.opened, after.max_size)
 
-    async def request_asgi(self, url):
+    def make_scope(self, url):
         scope = AsyncRequestFactory()._base_scope(path=url, method="GET")
-        scope["type"] = "http"
-        communicator = ApplicationCommunicator(ASGIHandler(), scope)
+        return {**scope, "type": "http"}
+
+    async def request_asgi(self, url):
+        communicator = ApplicationCommunicator(ASGIHandler(), self.make_scope(url))
         await communicator.send_input({"type": "http.request"})
         start = await communicator.receive_output(timeout=30)
         self.assertEqual(start["type"], "http.response.start")

@@ -3,6 +3,7 @@
 import logging
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from itertools import count
@@ -138,6 +139,7 @@ class AdapterPool(BasePool):
         self._check_failures = 0
         self._connect_errors = 0
         self._waits = Histogram()
+        self._pins: Counter[str] = Counter()
         self._use_seconds = 0.0
 
     def _refuse_unheeded_options(self) -> None:
@@ -317,6 +319,10 @@ class AdapterPool(BasePool):
         with self._changed:
             self._changed.notify_all()
 
+    def count_pin(self, reason: str) -> None:
+        with self._changed:
+            self._pins[reason] += 1
+
     def _timeout_error(self, timeout: float) -> PoolTimeout:
         """Return what to raise for a caller that is counted as waiting."""
         error: PoolTimeout = self._make_timeout_error(
@@ -382,6 +388,7 @@ class AdapterPool(BasePool):
             checks=self._checks,
             check_failures=self._check_failures,
             connect_errors=self._connect_errors,
+            pins=tuple(sorted(self._pins.items())),
             wait_seconds=self._waits.total,
             use_seconds=self._use_seconds,
             wait_counts=self._waits.snapshot(),

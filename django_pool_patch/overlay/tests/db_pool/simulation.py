@@ -175,10 +175,11 @@ class Simulation:
             self.parties.append(self.connector())
         for entry in orders.closing:
             self.parties.append(self.closer(entry))
-        for entry in orders.lost:
-            self.own(entry)
-            self.parties.append(self.do_release(entry))
-            self.events["lost"] += 1
+        for kind in ("returned", "lost"):
+            for entry in getattr(orders, kind):
+                self.own(entry)
+                self.parties.append(self.do_release(entry))
+                self.events[kind] += 1
 
     # Parties.
 
@@ -229,6 +230,11 @@ class Simulation:
         elif ending < 0.1:
             # Its borrower is gone; the finalizer does the rest.
             del self.owners[entry.connection]
+        elif ending < 0.2:
+            # The finalizer of something of its borrower's gives it back.
+            del self.owners[entry.connection]
+            entry.is_return = True
+            self.core.inbox.append(entry)
         else:
             yield from self.do_release(entry)
 

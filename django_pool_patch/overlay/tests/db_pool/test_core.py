@@ -360,6 +360,25 @@ class LossTests(CoreTestCase):
         core.settle(0).lost.clear()
         core.inbox.clear()
 
+    def test_returned_by_a_finalizer(self):
+        core = self.make_core(max_size=1)
+        self.enqueue(core)
+        core.settle(0)
+        entry = core.make_entry(object(), 0, 0)
+        core.connected(entry, 0)
+        entry.is_return = True
+        core.inbox.append(entry)
+        orders = core.settle(0)
+        # Whoever has the old one can't do any harm.
+        self.assertIsNone(entry.connection)
+        (entry,) = orders.returned
+        self.assertEqual((orders.lost, core.lost), ([], 0))
+        # Only this time.
+        del entry, orders
+        self.assertEqual(len(core.settle(0).lost), 1)
+        core.settle(0).lost.clear()
+        core.inbox.clear()
+
     def test_dropped_within_a_cycle(self):
         core = self.make_core()
         self.enqueue(core)
@@ -440,6 +459,7 @@ class RandomWalkTests(SimpleTestCase):
             "PoolFull",
             "error",
             "lost",
+            "returned",
             "closed",
             "connect_error",
             "kill",

@@ -25,7 +25,44 @@ def check_pool_settings(**kwargs):
             Error(problem, obj="DATABASES[%r]" % alias, id="pool.E001")
             for problem in problems
         )
+        if not problems:
+            issues.extend(_mode_issues(alias))
     return issues
+
+
+def _mode_issues(alias):
+    pool = connections[alias].connection_pool
+    if pool is None or pool.options.mode != "transaction":
+        return
+    where = "DATABASES[%r]" % alias
+    if not connections.settings[alias]["AUTOCOMMIT"]:
+        yield Warning(
+            "DATABASES['%s']['POOL']: mode 'transaction' has no effect, for "
+            "without AUTOCOMMIT a transaction lasts until the connection is "
+            "closed." % alias,
+            hint="Remove 'mode', or set AUTOCOMMIT to True.",
+            obj=where,
+            id="pool.W002",
+        )
+    if not pool.supports_reuse or (
+        pool.options.reset == "always"
+        and not getattr(pool.connector, "can_reset_session", True)
+    ):
+        yield Warning(
+            "DATABASES['%s']['POOL']: each statement needs a new connection in "
+            "mode 'transaction' with %s."
+            % (
+                alias,
+                (
+                    "this backend and reset 'always'"
+                    if pool.supports_reuse
+                    else type(pool).__name__
+                ),
+            ),
+            hint="Remove 'mode', or what makes connections unfit for reuse.",
+            obj=where,
+            id="pool.W003",
+        )
 
 
 def _import_problems(alias):

@@ -133,9 +133,10 @@ class BaseConnector:
         Bring a session that isn't clean into its initial state: what is known
         to have been changed, or, when `full`, all there is.
 
-        Return whether the connection can be used again.
+        Return whether the connection can be used again. None says that it
+        can't, because a new one is needed, but that there's nothing wrong.
         """
-        return not full
+        return None if full else True
 
     def rollback(self, entry):
         """Roll back, whether or not a transaction is open."""
@@ -252,6 +253,8 @@ class BasePool:
     supports_fork = True
     # Whether callers get the error met while connecting instead of waiting.
     supports_fail_fast = True
+    # Whether release_later() works.
+    supports_release_later = False
 
     def __init__(self, connector, *, name="default", **options):
         self.connector = connector
@@ -311,6 +314,15 @@ class BasePool:
     def discard(self, entry):
         """Take back an entry, and close its connection."""
         raise NotImplementedError("subclasses of BasePool must provide discard()")
+
+    def release_later(self, entry):
+        """
+        Take back an entry in a finalizer, which must not wait for anything.
+        """
+        raise self._unsupported("release_later")
+
+    def count_pin(self, reason):
+        """Count a session that was touched, for stats()."""
 
     def open(self, wait=False, timeout=30.0):
         """

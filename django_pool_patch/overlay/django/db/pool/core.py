@@ -22,8 +22,8 @@ The protocol:
   `lock_always` makes everybody take the lock.
 * Waiters are served first in, first out, and by hand-over: an entry that a
   waiter is owed never appears in `idle`.
-* Finalizers append to `inbox` and do nothing else. settle() and reap() empty
-  it.
+* Finalizers append to `inbox`, and do nothing else to the pool. settle() and
+  reap() empty it.
 """
 
 import math
@@ -76,6 +76,7 @@ class Entry:
         "stack",
         "leak_reported",
         "is_dead",
+        "is_return",
         "uses",
         "checks",
         "used_seconds",
@@ -106,6 +107,8 @@ class Entry:
         self.leak_reported = False
         # Whether a check has failed.
         self.is_dead = False
+        # Whether a finalizer gave it back, and it's not lost in the inbox.
+        self.is_return = False
         # What happened to it, counted by whoever owns it.
         self.uses = 0
         self.checks = 0
@@ -187,7 +190,8 @@ class Orders:
     * connects: how many connections to open, each ending in connected() or
       connect_failed().
     * closing: entries whose connections to close, each ending in closed().
-    * lost: entries that came back by themselves, to reset and to give back.
+    * returned: entries to give back, for a finalizer couldn't.
+    * lost: the same, of entries that came back by themselves.
     * leaks: entries in use for longer than leak_threshold.
     * gave_up: the error that ended connecting in the background, or None.
     * found_dead: whether a dead connection has invalidated all others.
@@ -197,6 +201,7 @@ class Orders:
         "settled",
         "connects",
         "closing",
+        "returned",
         "lost",
         "leaks",
         "gave_up",
@@ -207,6 +212,7 @@ class Orders:
         self.settled = []
         self.connects = 0
         self.closing = []
+        self.returned = []
         self.lost = []
         self.leaks = []
         self.gave_up = None
@@ -217,6 +223,7 @@ class Orders:
         self.settled += later.settled
         self.connects += later.connects
         self.closing += later.closing
+        self.returned += later.returned
         self.lost += later.lost
         self.leaks += later.leaks
         self.gave_up = self.gave_up or later.gave_up
@@ -288,6 +295,7 @@ class PoolCore:
         self.resets = 0
         self.check_failures = 0
         self.connect_errors = 0
+        self.pins = {}
         self.waits = Histogram()
         # The sums of entries that are no more.
         self._past_uses = 0
@@ -361,6 +369,7 @@ class PoolCore:
             checks=checks,
             check_failures=self.check_failures,
             connect_errors=self.connect_errors,
+            pins=tuple(sorted(self.pins.items())),
             wait_seconds=self.waits.total,
             use_seconds=used_seconds,
             wait_counts=tuple(wait_counts),
@@ -536,11 +545,15 @@ class PoolCore:
                 entry = self.inbox.popleft()
             except IndexError:
                 return
+            is_return = entry.is_return
             entry = entry.successor()
             if entry.serial in self.entries:
                 self._register(entry)
-                self.lost += 1
-                orders.lost.append(entry)
+                if is_return:
+                    orders.returned.append(entry)
+                else:
+                    self.lost += 1
+                    orders.lost.append(entry)
             else:
                 # It was to be closed, and whoever should have done it was
                 # interrupted.

@@ -81,7 +81,8 @@ class PoolOptions:
       10 % at random; None for no limit.
     * max_idle (600.0): idle time after which a connection that min_size does
       not ask for is closed; None for no limit.
-    * mode ("session"): how long a wrapper keeps a connection.
+    * mode ("session"): how long a wrapper keeps a connection: "session" until
+      it's closed, "transaction" for a statement or a transaction.
     * check ("auto"): how a connection's health is found out before it is
       lent: "auto", "ping", "off", or a callable taking the driver's
       connection, and raising or returning False if it isn't healthy.
@@ -105,7 +106,7 @@ class PoolOptions:
         "max_waiting": (0, _at_least(0, "an integer")),
         "max_lifetime": (3600.0, _positive(optional=True)),
         "max_idle": (600.0, _positive(optional=True)),
-        "mode": ("session", _choice("session")),
+        "mode": ("session", _choice("session", "transaction")),
         "check": ("auto", _choice("auto", "ping", "off", callback=True)),
         "reset": ("auto", _choice("auto", "always", "rollback", callback=True)),
         "leak_threshold": (None, _positive(optional=True)),

@@ -62,6 +62,7 @@ class PoolStats(
             "checks",
             "check_failures",
             "connect_errors",
+            "pins",
             "wait_seconds",
             "use_seconds",
             "wait_counts",
@@ -84,6 +85,8 @@ class PoolStats(
     * checks, check_failures: round trips made to see whether a connection
       lives, and connections found dead, with or without a round trip.
     * connect_errors: attempts to connect that failed.
+    * pins: how often sessions were touched, so that they had to be kept and
+      reset, as a tuple of pairs of a reason and a number.
     * wait_seconds: all the time that callers waited; wait_counts: how many
       waits ended within each of django.db.pool.stats.WAIT_BOUNDS, and beyond.
       A connection that was lent at once counts as no wait at all.

@@ -79,6 +79,8 @@ class ConnectionPool(BasePool):
     `clock` returns seconds, and must be monotonic. It's for tests.
     """
 
+    supports_release_later = True
+
     def __init__(self, connector, *, name="default", clock=monotonic, **options):
         super().__init__(connector, name=name, **options)
         options = self.options
@@ -241,6 +243,16 @@ class ConnectionPool(BasePool):
             orders = core.discard(entry, now)
         self._execute(orders)
 
+    def release_later(self, entry):
+        # Whoever finds nothing idle looks into the inbox before anything else.
+        entry.is_return = True
+        entry.core.inbox.append(entry)
+
+    def count_pin(self, reason):
+        with self._lock:
+            pins = self._core.pins
+            pins[reason] = pins.get(reason, 0) + 1
+
     def _refuse(self, entry):
         """Explain why an entry can't be given back."""
         if entry.connection is None and entry.core is not self._core:
@@ -256,6 +268,8 @@ class ConnectionPool(BasePool):
     def _wait_for_entry(self, timeout, unhealthy=None):
         """Acquire by getting in line, in the place of an unhealthy entry."""
         core = self._core
+        if core.inbox:
+            self._settle()
         timeout = self._timeout if timeout is None else timeout
         waiter = ThreadWaiter()
         now = self._clock()
@@ -455,12 +469,16 @@ class ConnectionPool(BasePool):
         return core.discard(entry, now)
 
     def _clean(self, entry):
-        """Clean an entry that comes back. Return whether it can be reused."""
+        """
+        Clean an entry that comes back. Return whether it can be reused. If it
+        can't, and something is wrong with it, others may be broken too.
+        """
         with self._lock:
             self._core.resets += 1
         try:
-            if self._reset(entry):
-                return True
+            can_be_used = self._reset(entry)
+            if can_be_used or can_be_used is None:
+                return can_be_used
         except Exception as e:
             logger.warning(
                 "Pool '%s': a connection was discarded, for cleaning it raised %s.",
@@ -490,7 +508,10 @@ class ConnectionPool(BasePool):
             self.reconnect_failed(orders.gave_up)
         for entry in closing:
             self._close(entry)
+        for entry in orders.returned:
+            self._take_back(entry)
         for entry in orders.lost:
+            self._report_loss()
             self._take_back(entry)
         if orders.found_dead:
             self._close_later(orders.closing[1:])
@@ -543,13 +564,15 @@ class ConnectionPool(BasePool):
         else:
             logger.debug("Pool '%s': closed a connection.", self.name)
 
-    def _take_back(self, entry):
-        """Release an entry that its borrower lost."""
+    def _report_loss(self):
         logger.warning(
             "Pool '%s': a connection came back because its user was gone. Close "
             "connections when a thread or task ends.",
             self.name,
         )
+
+    def _take_back(self, entry):
+        """Release an entry from the inbox."""
         if entry.acquired_at is not None:
             self.release(entry)
             return
@@ -688,6 +711,7 @@ class ConnectionPool(BasePool):
             if self.connector.reclaim(entry):
                 with self._lock:
                     self._core.lost += 1
+                self._report_loss()
                 self._take_back(entry)
 
     # Steering.

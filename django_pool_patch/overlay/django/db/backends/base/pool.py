@@ -1,17 +1,8 @@
-"""
-What joins a DatabaseWrapper and a pool: lending and taking back, and a
-connector that works with any backend.
-"""
+"""A connector that works with any backend, and that backends refine."""
 
-import weakref
-from _thread import get_ident
-from threading import current_thread
-
-from django.db.backends.signals import connection_created
+from django.db.backends.base.statements import SESSION_STATEMENTS
 from django.db.pool.base import BaseConnector
-from django.db.pool.exceptions import PoolClosed
-from django.db.pool.options import PoolOptions
-from django.db.pool.registry import identity, pools
+from django.db.pool.registry import identity
 
 # Attributes of a wrapper that are about itself, or refer to it. They are never
 # handed to another wrapper.
@@ -27,134 +18,43 @@ OWN_ATTRIBUTES = frozenset(
         "timezone",
         "timezone_name",
         "wrap_database_errors",
+        "_pool_busy",
         "_thread_sharing_count",
     ]
 )
 
 
-# The wrapper's part.
-
-
-def get_pool(wrapper):
-    """Return the pool of a wrapper's database, or None if it has none."""
-    if not PoolOptions.enabled(wrapper.settings_dict.get("POOL")):
-        return None
-    return pools.for_wrapper(wrapper)
-
-
-def borrow(wrapper, pool):
-    """
-    Connect a wrapper by means of a pool: BaseDatabaseWrapper.connect() with
-    one that has been initialized already.
-    """
-    wrapper.check_settings()
-    if wrapper._pool_lease is not None:
-        _forsake(wrapper)
-    # In case the previous connection was closed while in an atomic block.
-    wrapper.in_atomic_block = False
-    wrapper.savepoint_ids = []
-    wrapper.atomic_blocks = []
-    wrapper.needs_rollback = False
-    wrapper.closed_in_transaction = False
-    wrapper.errors_occurred = False
-    # The pool looks after age and health. At the end of the request the
-    # connection is due to go back.
-    wrapper.close_at = 0.0
-    wrapper.health_check_enabled = False
-    wrapper.health_check_done = True
-    try:
-        entry = pool.acquire()
-    except PoolClosed:
-        # Somebody closed it, say because settings changed. There may be
-        # another one by now.
-        closed_pool, pool = pool, get_pool(wrapper)
-        if pool is closed_pool or pool is None:
-            raise
-        entry = pool.acquire()
-    # From here on the lease is what keeps the entry alive: when the wrapper
-    # is collected, the entry comes back to the pool.
-    wrapper._pool_lease = (pool, entry)
-    entry.lessee = weakref.ref(wrapper)
-    wrapper.__dict__.update(entry.facts)
-    wrapper.autocommit = wrapper.settings_dict["AUTOCOMMIT"]
-    wrapper.connection = entry.connection
-    if wrapper._pool_thread is None and wrapper._thread_ident == get_ident():
-        wrapper._pool_thread = current_thread()
-    if connection_created.receivers:
-        connection_created.send(sender=wrapper.__class__, connection=wrapper)
-    wrapper.run_on_commit = []
-
-
-def give_back(wrapper):
-    """
-    Close a wrapper that borrowed: the part of BaseDatabaseWrapper.close().
-
-    Return whether that is all. It isn't when somebody has put a connection of
-    their own in the place of the one borrowed.
-    """
-    wrapper.validate_thread_sharing()
-    pool, entry = wrapper._pool_lease
-    if wrapper.connection is not entry.connection:
-        _forsake(wrapper)
-        return False
-    wrapper.run_on_commit = []
-    wrapper._pool_lease = None
-    entry.lessee = None
-    session = entry.session
-    session.autocommit = wrapper.autocommit
-    if wrapper.errors_occurred:
-        session.is_suspect = True
-    if wrapper.in_atomic_block:
-        # As without a pool, the transaction is lost and the wrapper can't be
-        # used before the block ends. Its connection stays, but is closed.
-        wrapper.closed_in_transaction = True
-        wrapper.needs_rollback = True
-        pool.discard(entry)
-    else:
-        wrapper.connection = None
-        pool.release(entry)
-    return True
-
-
-def _forsake(wrapper):
-    """
-    Give up the lease of a connection that isn't the wrapper's anymore.
-
-    Somebody set `connection` by hand. They may put it back, so the pool
-    neither closes it nor lends it to others. It doesn't count it anymore, nor
-    does it keep it alive: without a pool, the driver would close it when it's
-    collected.
-    """
-    pool, entry = wrapper._pool_lease
-    wrapper._pool_lease = None
-    entry.connection = entry.session.wrapper.connection = None
-    pool.discard(entry)
-
-
-def close_pool(wrapper):
-    """Close a wrapper's pool. Its next use makes a new one."""
-    if (pool := get_pool(wrapper)) is not None:
-        pools.close_pool(pool)
-
-
-# The connector.
-
-
 class Session:
     """What the connector remembers of a pooled connection's session."""
 
-    __slots__ = ("wrapper", "initial_state", "autocommit", "is_suspect", "notes")
+    __slots__ = (
+        "wrapper",
+        "is_plain",
+        "initial_state",
+        "autocommit",
+        "is_suspect",
+        "is_touched",
+        "is_announced",
+        "notes",
+    )
 
-    def __init__(self, wrapper):
+    def __init__(self, wrapper, is_plain):
         # The wrapper that initialized the connection: the pool's own, unknown
         # to any request.
         self.wrapper = wrapper
+        # Tells statements that can't touch the session.
+        self.is_plain = is_plain
         # What read_state() returned after that.
         self.initial_state = None
         # What the last wrapper believed.
         self.autocommit = wrapper.autocommit
-        # Whether an error cast doubt on the connection.
+        # Whether an error cast doubt on the connection, or it was touched.
         self.is_suspect = False
+        # Whether somebody may have changed what a transaction's end doesn't
+        # undo. Whoever sets it sets is_suspect too.
+        self.is_touched = False
+        # Whether connection_created was sent for it, in transaction mode.
+        self.is_announced = False
         # Room for receivers of connection_created that prepare the driver's
         # connection, and need to do so only once.
         self.notes = {}
@@ -178,6 +78,17 @@ class DatabaseConnector(BaseConnector):
     # Cached properties of a wrapper that are evaluated once for each physical
     # connection, so that no wrapper has to ask the server.
     facts = ()
+
+    # What is known of the database's statements.
+    session_statements = SESSION_STATEMENTS
+
+    # Whether a cursor that has returned all rows can do without a connection,
+    # and the attributes that are copied when it needs one again.
+    can_detach_cursors = False
+    cursor_attributes = ("arraysize",)
+
+    # Whether reset_session() can do it.
+    can_reset_session = False
 
     def __init__(self, wrapper):
         self.wrapper_class = type(wrapper)
@@ -226,7 +137,7 @@ class DatabaseConnector(BaseConnector):
 
     def configure(self, entry):
         wrapper, before = self._opening.pop(id(entry.connection))
-        entry.session = Session(wrapper)
+        entry.session = Session(wrapper, self.session_statements.is_plain)
         self.initialize(entry)
         for name in self.facts:
             getattr(wrapper, name)
@@ -244,7 +155,7 @@ class DatabaseConnector(BaseConnector):
         session.wrapper.init_connection_state()
         session.initial_state = self.read_state(entry.connection)
         session.autocommit = self.autocommit
-        session.is_suspect = False
+        session.is_suspect = session.is_touched = session.is_announced = False
         session.notes.clear()
 
     def close(self, connection):
@@ -267,14 +178,19 @@ class DatabaseConnector(BaseConnector):
 
     def reset(self, entry, full=False):
         session = entry.session
+        full = full or session.is_touched
+        if full and not self.can_reset_session:
+            return None
         # In a failed transaction not even a check would succeed.
         self.roll_back_if_needed(entry)
         self.restore_state(entry)
-        if session.is_suspect:
+        if full:
+            self.reset_session(entry)
+        elif session.is_suspect:
             if not self.check(entry):
                 return False
             session.is_suspect = False
-        return self.reset_session(entry) if full else True
+        return True
 
     # What differs from driver to driver.
 
@@ -295,9 +211,27 @@ class DatabaseConnector(BaseConnector):
         """
         Undo everything that was done to the session, and initialize it again.
 
-        Return False if the server can't do that; a new connection will.
+        It's called if can_reset_session; otherwise there will be a new
+        connection.
+        """
+        raise NotImplementedError(
+            "subclasses of DatabaseConnector may require a reset_session() method"
+        )
+
+    # Cursors.
+
+    def is_buffered(self, cursor, is_named):
+        """
+        Return whether a driver's cursor, which may be a server-side one, needs
+        no connection for returning rows.
         """
         return False
+
+    def detach_cursor(self, cursor):
+        """
+        Keep a driver's cursor from using its connection, which will be
+        somebody else's, also when it's closed.
+        """
 
     def connection_limit(self, wrapper):
         """
@@ -345,4 +279,4 @@ class DatabaseConnector(BaseConnector):
         if entry.lessee is None or (wrapper := entry.lessee()) is None:
             return None
         lease = wrapper._pool_lease
-        return wrapper if lease is not None and lease[1] is entry else None
+        return wrapper if lease is not None and lease.entry is entry else None

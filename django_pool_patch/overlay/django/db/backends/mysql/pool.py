@@ -1,6 +1,9 @@
 """The part of MySQL and MariaDB in pooling."""
 
+from MySQLdb.cursors import CursorStoreResultMixIn
+
 from django.db.backends.base.pool import DatabaseConnector as BaseDatabaseConnector
+from django.db.backends.mysql.statements import SESSION_STATEMENTS
 
 # What next_result() returns when nothing is left to read.
 NO_MORE_RESULTS = -1
@@ -9,6 +12,8 @@ NO_MORE_RESULTS = -1
 class DatabaseConnector(BaseDatabaseConnector):
     ping_after = 30.0
     facts = ("mysql_server_data",)
+    session_statements = SESSION_STATEMENTS
+    can_detach_cursors = True
 
     def __init__(self, wrapper):
         super().__init__(wrapper)
@@ -50,6 +55,15 @@ class DatabaseConnector(BaseDatabaseConnector):
         # What was left unread is in the way of any other command.
         entry.connection.discard_result()
         entry.connection.rollback()
+
+    def is_buffered(self, cursor, is_named):
+        # Rows are read from the server as they are wanted if OPTIONS ask for
+        # such a cursor.
+        return isinstance(cursor.cursor, CursorStoreResultMixIn)
+
+    def detach_cursor(self, cursor):
+        # Neither does it look for more results when it's closed.
+        cursor.cursor.connection = None
 
     def connection_limit(self, wrapper):
         with wrapper.cursor() as cursor:

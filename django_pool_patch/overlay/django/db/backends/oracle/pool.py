@@ -1,11 +1,13 @@
 """Oracle's part of pooling."""
 
 from django.db.backends.base.pool import DatabaseConnector as BaseDatabaseConnector
+from django.db.backends.oracle.statements import SESSION_STATEMENTS
 
 
 class DatabaseConnector(BaseDatabaseConnector):
     ping_after = 30.0
     facts = ("oracle_version",)
+    session_statements = SESSION_STATEMENTS
 
     def watch(self, connection):
         # The driver keeps its socket to itself, but looks at it when asked.

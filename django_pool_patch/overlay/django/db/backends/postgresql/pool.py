@@ -2,11 +2,13 @@
 
 from django.db.backends.base.pool import DatabaseConnector as BaseDatabaseConnector
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.db.backends.postgresql.statements import SESSION_STATEMENTS
 
 # PQTRANS_IDLE of libpq: connected, and not in a transaction.
 TRANSACTION_STATUS_IDLE = 0
 
 if is_psycopg3:
+    from psycopg import Cursor, ServerCursor
 
     def is_idle(connection):
         """Return whether a connection is well, and not in a transaction."""
@@ -22,6 +24,9 @@ else:
 class DatabaseConnector(BaseDatabaseConnector):
     ping_after = 30.0
     facts = ("pg_version",)
+    session_statements = SESSION_STATEMENTS
+    can_detach_cursors = True
+    can_reset_session = True
 
     def fileno(self, connection):
         return connection.fileno()
@@ -32,7 +37,9 @@ class DatabaseConnector(BaseDatabaseConnector):
         return (
             not session.is_suspect
             and is_idle(connection)
-            and self.read_state(connection) == session.initial_state
+            # read_state(), written out for it's asked at each return.
+            and (connection.autocommit, connection.isolation_level)
+            == session.initial_state
         )
 
     def read_state(self, connection):
@@ -66,7 +73,14 @@ class DatabaseConnector(BaseDatabaseConnector):
         with connection.cursor() as cursor:
             cursor.execute("DISCARD ALL")
         self.initialize(entry)
-        return True
+
+    def is_buffered(self, cursor, is_named):
+        return not is_named
+
+    def detach_cursor(self, cursor):
+        if is_psycopg3 and isinstance(cursor, ServerCursor):
+            # The class's own way is to tell the server.
+            Cursor.close(cursor)
 
     def connection_limit(self, wrapper):
         with wrapper.cursor() as cursor:

@@ -1,10 +1,14 @@
 """SQLite's part of pooling."""
 
 from django.db.backends.base.pool import DatabaseConnector as BaseDatabaseConnector
+from django.db.backends.sqlite3.statements import SESSION_STATEMENTS
 
 
 class DatabaseConnector(BaseDatabaseConnector):
     ping_after = 30.0
+    session_statements = SESSION_STATEMENTS
+    can_detach_cursors = True
+    cursor_attributes = ("arraysize", "row_factory")
 
     @classmethod
     def can_pool(cls, wrapper):

@@ -1,0 +1,425 @@
+"""
+A DatabaseWrapper's part in pooling: when it borrows a connection, and when it
+gives it back.
+
+In session mode that is from the first query until close(). In transaction
+mode it's for one statement in autocommit mode, or for one transaction, unless
+something is to last for longer: see give_back_unless_needed().
+"""
+
+import functools
+import logging
+import weakref
+from _thread import get_ident
+from contextlib import contextmanager
+from threading import current_thread
+
+from django.db.backends.base.statements import TRANSACTION
+from django.db.backends.signals import connection_created
+from django.db.pool.exceptions import PoolClosed
+from django.db.pool.registry import pools
+
+logger = logging.getLogger("django.db.pool")
+
+# Reasons for which a wrapper keeps a connection, besides those of statements.
+BY_HAND = "by hand"
+AUTOCOMMIT_OFF = "autocommit off"
+
+
+class Lease:
+    """
+    What a wrapper borrowed.
+
+    * pool, entry: what was borrowed; entry is None while it's given back for a
+      moment, between two statements.
+    * lessee: weak reference to the wrapper, for the entry.
+    * facts: what the wrapper was told about the connection.
+    * by_statement: whether it goes back as soon as it's not needed.
+    * cursors: the identifiers of the cursors that need it, if by_statement.
+      It's a set because a finalizer in another thread may remove one.
+    * named_cursors: how many cursors exist on the server too.
+    * pin_reason: why it's kept until the wrapper is closed, or None.
+    * is_prepared: whether the receivers of connection_created are through.
+    """
+
+    # One is made for each request, and most of it stays as it is.
+    by_statement = False
+    named_cursors = 0
+    pin_reason = None
+    is_prepared = False
+
+    def __init__(self, wrapper, pool, entry):
+        self.pool = pool
+        self.entry = entry
+        self.lessee = entry.lessee = weakref.ref(wrapper)
+        if pool.options.mode == "transaction":
+            self.by_statement = True
+            self.cursors = set()
+
+
+def get_pool(wrapper):
+    """Return the pool of a wrapper's database, or None if it has none."""
+    setting = wrapper.settings_dict.get("POOL")
+    # PoolOptions.enabled(), written out for it's asked at each request.
+    if setting is None or setting is False:
+        return None
+    return pools.for_wrapper(wrapper)
+
+
+def close_pool(wrapper):
+    """Close a wrapper's pool. Its next use makes a new one."""
+    if (pool := get_pool(wrapper)) is not None:
+        pools.close_pool(pool)
+
+
+# Borrowing.
+
+
+def borrow(wrapper, pool):
+    """
+    Connect a wrapper by means of a pool: BaseDatabaseWrapper.connect() with
+    one that has been initialized already.
+    """
+    wrapper.check_settings()
+    wrapper._pool_parked = None
+    if wrapper._pool_lease is not None:
+        _forsake(wrapper)
+    # In case the previous connection was closed while in an atomic block.
+    wrapper.in_atomic_block = False
+    wrapper.savepoint_ids = []
+    wrapper.atomic_blocks = []
+    wrapper.needs_rollback = False
+    wrapper.closed_in_transaction = False
+    wrapper.errors_occurred = False
+    # The pool looks after age and health. At the end of the request the
+    # connection is due to go back.
+    wrapper.close_at = 0.0
+    wrapper.health_check_enabled = False
+    wrapper.health_check_done = True
+    try:
+        entry = pool.acquire()
+    except PoolClosed:
+        # Somebody closed it, say because settings changed. There may be
+        # another one by now.
+        closed_pool, pool = pool, get_pool(wrapper)
+        if pool is closed_pool or pool is None:
+            raise
+        entry = pool.acquire()
+    # From here on the lease is what keeps the entry alive: when the wrapper
+    # is collected, the entry comes back to the pool.
+    lease = wrapper._pool_lease = Lease(wrapper, pool, entry)
+    wrapper.__dict__.update(entry.facts)
+    lease.facts = entry.facts
+    wrapper.autocommit = wrapper.settings_dict["AUTOCOMMIT"]
+    wrapper.connection = entry.connection
+    if wrapper._pool_thread is None and wrapper._thread_ident == get_ident():
+        wrapper._pool_thread = current_thread()
+    if wrapper._pool_pins:
+        _mark_for_reset(entry)
+    if connection_created.receivers:
+        _send_connection_created(wrapper, lease)
+    lease.is_prepared = True
+    wrapper.run_on_commit = []
+
+
+def borrow_again(wrapper):
+    """
+    Connect a wrapper that has given back what it borrowed for a statement, and
+    has not been closed or connected by others since, so that nothing else is
+    to be set. Without success connect() does it, or tells what is wrong.
+
+    As with a connection that stays open, settings that changed are heeded
+    after close().
+    """
+    lease = wrapper._pool_parked
+    wrapper._pool_parked = None
+    try:
+        entry = lease.pool.acquire()
+    except PoolClosed:
+        return
+    except Exception:
+        with wrapper.wrap_database_errors:
+            raise
+    lease.entry = entry
+    entry.lessee = lease.lessee
+    if lease.facts is not entry.facts:
+        lease.facts = entry.facts
+        wrapper.__dict__.update(entry.facts)
+    wrapper._pool_lease = lease
+    wrapper.connection = entry.connection
+    if connection_created.receivers:
+        lease.is_prepared = False
+        _send_connection_created(wrapper, lease)
+        lease.is_prepared = True
+
+
+def _send_connection_created(wrapper, lease):
+    """
+    Tell receivers of a connection, which is then as they want it to be.
+
+    In session mode they are told whenever a wrapper takes one, like connect()
+    does. In transaction mode that would be at each statement, so they are told
+    of each connection, and by each wrapper, once.
+    """
+    session = lease.entry.session
+    if lease.by_statement and session.is_announced and wrapper._pool_has_announced:
+        return
+    wrapper._pool_has_announced = session.is_announced = True
+    # They may run statements.
+    wrapper._pool_busy += 1
+    try:
+        connection_created.send(sender=wrapper.__class__, connection=wrapper)
+    finally:
+        wrapper._pool_busy -= 1
+
+
+# Giving back.
+
+
+def give_back(wrapper):
+    """
+    Close a wrapper that may have borrowed: the part of
+    BaseDatabaseWrapper.close().
+
+    Return whether that is all. It isn't when nothing was borrowed, or when
+    somebody has put a connection of their own in the place of it.
+    """
+    wrapper._pool_parked = None
+    lease = wrapper._pool_lease
+    if lease is None:
+        return False
+    if wrapper._thread_ident != get_ident():
+        wrapper.validate_thread_sharing()
+    entry = lease.entry
+    if wrapper.connection is not entry.connection:
+        _forsake(wrapper)
+        return False
+    wrapper.run_on_commit = []
+    if wrapper.in_atomic_block:
+        # As without a pool, the transaction is lost and the wrapper can't be
+        # used before the block ends. Its connection stays, but is closed.
+        wrapper.closed_in_transaction = True
+        wrapper.needs_rollback = True
+        wrapper._pool_lease = None
+        entry.lessee = None
+        lease.pool.discard(entry)
+    else:
+        _end_lease(wrapper, lease)
+        lease.pool.release(entry)
+    return True
+
+
+def give_back_unless_needed(wrapper):
+    """
+    Give back what was borrowed for a statement or a transaction that is over.
+    """
+    lease = wrapper._pool_lease
+    if lease is not None and lease.by_statement and not is_needed(wrapper, lease):
+        entry = lease.entry
+        _end_lease(wrapper, lease)
+        # The lease is used again for the next statement. Meanwhile it mustn't
+        # keep alive what another may lose.
+        lease.entry = None
+        wrapper._pool_parked = lease
+        lease.pool.release(entry)
+
+
+def is_needed(wrapper, lease):
+    """Return whether a wrapper has to keep what it borrowed by statement."""
+    return (
+        # Somebody is still going to read.
+        lease.cursors
+        # In a transaction, or between those that are managed by hand.
+        or not wrapper.autocommit
+        # The session was touched.
+        or lease.pin_reason is not None
+        or wrapper._pool_pins
+        # The wrapper is about to use it.
+        or wrapper._pool_busy
+        # Another thread may be.
+        or wrapper._thread_sharing_count
+        # It isn't what was borrowed. close() and connect() see to that.
+        or wrapper.connection is not lease.entry.connection
+    )
+
+
+def _end_lease(wrapper, lease):
+    wrapper._pool_lease = wrapper.connection = lease.entry.lessee = None
+    session = lease.entry.session
+    session.autocommit = wrapper.autocommit
+    if wrapper.errors_occurred:
+        wrapper.errors_occurred = False
+        session.is_suspect = True
+    if lease.named_cursors:
+        _mark_for_reset(lease.entry)
+
+
+def _forsake(wrapper):
+    """
+    Give up the lease of a connection that isn't the wrapper's anymore.
+
+    Somebody set `connection` by hand. They may put it back, so the pool
+    neither closes it nor lends it to others. It doesn't count it anymore, nor
+    does it keep it alive: without a pool, the driver would close it when it's
+    collected.
+    """
+    lease = wrapper._pool_lease
+    wrapper._pool_lease = None
+    entry = lease.entry
+    entry.connection = entry.session.wrapper.connection = None
+    lease.pool.discard(entry)
+
+
+def leave(wrapper, lease):
+    """
+    Do what give_back_unless_needed() does, in a finalizer.
+
+    It may have interrupted anything, in any thread: nothing may be locked, and
+    nothing changed that another thread is using.
+    """
+    if (
+        wrapper._pool_lease is lease
+        and wrapper._thread_ident == get_ident()
+        and lease.pool.supports_release_later
+        and not is_needed(wrapper, lease)
+    ):
+        _end_lease(wrapper, lease)
+        lease.pool.release_later(lease.entry)
+
+
+# Pinning.
+
+
+def note_statement(wrapper, lease, sql):
+    """Pin a connection if a statement about to be executed asks for that."""
+    if lease.is_prepared and lease.pin_reason is None:
+        statements = lease.pool.connector.session_statements
+        pin(wrapper, lease, statements.find_touch(sql, wrapper.connection))
+
+
+def note_call(wrapper, lease, procname, params):
+    """Pin a connection if calling a procedure asks for that."""
+    if lease.is_prepared and lease.pin_reason is None:
+        statements = lease.pool.connector.session_statements
+        pin(wrapper, lease, statements.find_touch_of_call(procname, params))
+
+
+def pin(wrapper, lease, reason):
+    """
+    Keep a connection until the wrapper is closed, for some reason unless it's
+    None. Then its session will be fully reset.
+    """
+    if reason is None:
+        return
+    if reason == TRANSACTION and (wrapper._pool_busy or not wrapper.autocommit):
+        # It's Django that begins one.
+        return
+    lease.pin_reason = reason
+    _mark_for_reset(lease.entry)
+    _report_pin(lease, reason)
+
+
+def _mark_for_reset(entry):
+    entry.session.is_touched = entry.session.is_suspect = True
+
+
+def _report_pin(lease, reason):
+    lease.pool.count_pin(reason)
+    logger.debug("Pool '%s': a session was touched (%s).", lease.pool.name, reason)
+
+
+@contextmanager
+def pinned(wrapper):
+    """
+    Keep the same connection for a block, for the sake of session state that
+    isn't recognized. Yield the wrapper, which has a connection then.
+
+    The session is fully reset when the connection goes back to its pool. That
+    is at the end of the outermost block, unless something else asks to keep
+    the connection. Without a pool, or in session mode, it's kept anyway.
+    """
+    wrapper._pool_pins += 1
+    try:
+        wrapper.ensure_connection()
+        lease = wrapper._pool_lease
+        if lease is not None and wrapper._pool_pins == 1:
+            _mark_for_reset(lease.entry)
+            _report_pin(lease, BY_HAND)
+        yield wrapper
+    finally:
+        wrapper._pool_pins -= 1
+        give_back_unless_needed(wrapper)
+
+
+def get_pin_reason(wrapper):
+    """
+    Why a borrowed connection is kept: what touched the session, or what asks
+    for keeping it. None if it goes back as soon as it's not needed.
+    """
+    lease = wrapper._pool_lease
+    if lease is None:
+        return None
+    if lease.pin_reason is None and wrapper._pool_pins:
+        return BY_HAND
+    if (
+        lease.pin_reason is None
+        and lease.by_statement
+        and not wrapper.autocommit
+        and not wrapper.in_atomic_block
+    ):
+        return AUTOCOMMIT_OFF
+    return lease.pin_reason
+
+
+# Decorators of BaseDatabaseWrapper's methods.
+
+
+def ends_transaction(method):
+    """Decorate what may end a transaction: set_autocommit()."""
+
+    @functools.wraps(method)
+    def maybe_end_transaction(self, *args, **kwargs):
+        self._pool_busy += 1
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._pool_busy -= 1
+            give_back_unless_needed(self)
+
+    return maybe_end_transaction
+
+
+def follows_transaction(method):
+    """
+    Decorate what calls functions after a transaction has ended, but before
+    that has been told to everybody: run_and_clear_commit_hooks().
+    """
+
+    @functools.wraps(method)
+    def do_without_connection(self):
+        busy, self._pool_busy = self._pool_busy, 0
+        try:
+            give_back_unless_needed(self)
+            return method(self)
+        finally:
+            self._pool_busy = busy
+
+    return do_without_connection
+
+
+def knows_autocommit(method):
+    """Decorate get_autocommit(), which connects in order to tell."""
+
+    @functools.wraps(method)
+    def get_autocommit(self):
+        if (
+            self.connection is None
+            and not self.in_atomic_block
+            and self.settings_dict["AUTOCOMMIT"]
+            and (pool := get_pool(self)) is not None
+            and pool.options.mode == "transaction"
+        ):
+            return True
+        return method(self)
+
+    return get_autocommit
