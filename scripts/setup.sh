@@ -5,6 +5,7 @@
 #
 #     scripts/setup.sh            everything
 #     scripts/setup.sh gis        everything, and the servers' spatial extensions
+#     scripts/setup.sh bench      everything, and what it's compared with
 #     scripts/setup.sh python     what Python lacks for virtual environments
 
 set -euo pipefail
@@ -47,6 +48,10 @@ if [ "${1:-}" != python ]; then
             echo "PostgreSQL isn't installed: the tests use the one in a Python wheel."
         fi
     fi
+fi
+
+if [ "${1:-}" = bench ]; then
+    have pgbouncer || need pgbouncer
 fi
 
 if [ "${1:-}" = gis ]; then

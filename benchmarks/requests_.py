@@ -1,0 +1,279 @@
+"""
+Part "requests": what a request costs, and its pieces, on a real database.
+
+Each policy has a process of its own, with one thread.
+"""
+
+import os
+import tempfile
+from contextlib import ExitStack, closing
+
+from measuring import in_rounds, summarize, time_operation
+from policies import BARE, POLICIES, REFERENCE, VENDORS, Sizes, get_label, select
+from tables import Plot, Table, format_range, format_ratio
+from workers import start_workers
+
+NAME = "requests"
+TITLE = "One request, and its pieces"
+
+DATABASE = "requests"
+
+# name: what is timed.
+OPERATIONS = {
+    "request": "a request: `SELECT 1`, then `close_old_connections()`",
+    "lending": "lending and taking back: `connection.ensure_connection()`, then "
+    "`connection.close_if_unusable_or_obsolete()`",
+    "statement": "a statement: `SELECT 1` through a cursor, and nothing else",
+}
+
+# Those of which the bare query is a part.
+WITH_QUERY = ["request", "statement"]
+
+
+# In a worker.
+
+
+def set_up(database, has_overlay):
+    """Set up Django, with or without the overlay."""
+    import logging
+    import sys
+
+    import django
+    from django.conf import settings
+
+    logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())
+    settings.configure(
+        DATABASES={"default": database},
+        INSTALLED_APPS=["django_pool_patch"] if has_overlay else [],
+        USE_TZ=False,
+    )
+    django.setup()
+    if ("django_pool_patch" in sys.modules) != has_overlay:
+        raise AssertionError("The overlay is where it shouldn't be, or isn't.")
+
+
+def set_up_and_try(database, has_overlay):
+    """Do what set_up() does, and fail unless a query succeeds."""
+    from django.db import close_old_connections
+
+    set_up(database, has_overlay)
+    query()
+    close_old_connections()
+
+
+def query():
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        cursor.fetchone()
+
+
+def measure(operation, seconds):
+    """Return the microseconds that an operation of OPERATIONS takes."""
+    from django.db import close_old_connections, connection
+
+    def request():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchone()
+        close_old_connections()
+
+    def lending():
+        connection.ensure_connection()
+        connection.close_if_unusable_or_obsolete()
+
+    def statement():
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchone()
+
+    function = {"request": request, "lending": lending, "statement": statement}
+    microseconds = time_operation(function[operation], seconds)
+    # The next operation begins like a request.
+    close_old_connections()
+    return microseconds
+
+
+def measure_bare(vendor, parameters, operation, seconds):
+    """Return the microseconds that the same query takes the driver alone."""
+    with closing(connect_bare(vendor, parameters)) as connection:
+
+        def bare_query():
+            with closing(connection.cursor()) as cursor:
+                cursor.execute("SELECT 1")
+                cursor.fetchone()
+
+        return time_operation(bare_query, seconds)
+
+
+def connect_bare(vendor, parameters):
+    if vendor == "sqlite":
+        import sqlite3
+
+        return sqlite3.connect(parameters["NAME"], isolation_level=None)
+    keywords = {
+        "host": parameters["HOST"],
+        "port": int(parameters["PORT"]),
+        "user": parameters["USER"],
+        "password": parameters["PASSWORD"],
+    }
+    if vendor == "mysql":
+        import MySQLdb
+
+        return MySQLdb.connect(database=DATABASE, autocommit=True, **keywords)
+    import psycopg
+
+    return psycopg.connect(
+        dbname=DATABASE, autocommit=True, prepare_threshold=None, **keywords
+    )
+
+
+def load():
+    """Do what a worker without Django does at first."""
+
+
+# In the process that was started by the user.
+
+
+def get_base_settings(client):
+    return client.settings(DATABASE)
+
+
+def make_measure(operation, seconds, vendor, base):
+    """Return what measures an operation in a worker, for in_rounds()."""
+
+    def measure_in(worker):
+        if worker.name == BARE:
+            return worker.call(
+                "requests_.measure_bare",
+                vendor=vendor,
+                parameters=base,
+                operation=operation,
+                seconds=seconds,
+            )
+        return worker.call("requests_.measure", operation=operation, seconds=seconds)
+
+    return measure_in
+
+
+def measure_vendor(context, vendor, base, pgbouncer, rounds, seconds):
+    """Return {operation: {policy: summary}} and what is left out."""
+    selected, left_out = select(POLICIES, vendor)
+    setups = {BARE: {"function": "requests_.load"}}
+    for name, policy in selected.items():
+        database = base
+        if policy.by_pgbouncer:
+            if pgbouncer is None:
+                continue
+            database = {**base, **get_base_settings(pgbouncer)}
+        setups[name] = {
+            "function": "requests_.set_up_and_try",
+            "database": policy.get_settings(database, vendor, Sizes()),
+            "has_overlay": policy.has_overlay,
+        }
+    result = {}
+    with start_workers(setups) as (workers, problems):
+        for name, problem in problems.items():
+            left_out.append("%s is left out: %s" % (get_label(name), problem))
+        for operation in OPERATIONS:
+            context.say("%s, %s" % (VENDORS[vendor], operation))
+            subjects = dict(workers)
+            if operation not in WITH_QUERY:
+                del subjects[BARE]
+            figures = in_rounds(
+                subjects, rounds, make_measure(operation, seconds, vendor, base)
+            )
+            summaries = summarize(figures, REFERENCE)
+            if operation in WITH_QUERY:
+                add_difference(summaries, figures)
+            result[operation] = summaries
+    return result, left_out
+
+
+def add_difference(summaries, figures):
+    """Add what each takes beyond the bare query, within the same rounds."""
+    for name, own in figures.items():
+        if name != BARE:
+            beyond = [mine - bare for mine, bare in zip(own, figures[BARE])]
+            summaries[name]["beyond"] = summarize({name: beyond}, None)[name]
+
+
+def run(context):
+    rounds, seconds = (1, 0.02) if context.quick else (11, 0.3)
+    result = {"vendors": {}, "left_out": []}
+    with ExitStack() as stack:
+        for vendor in VENDORS:
+            pgbouncer = None
+            if vendor == "sqlite":
+                directory = stack.enter_context(tempfile.TemporaryDirectory())
+                base = {
+                    "ENGINE": "django.db.backends.sqlite3",
+                    "NAME": os.path.join(directory, "db.sqlite3"),
+                }
+            else:
+                server = context.start_server(stack, vendor, result["left_out"])
+                if server is None:
+                    continue
+                server.create_database(DATABASE)
+                base = get_base_settings(server)
+                if vendor == "postgresql":
+                    pgbouncer = context.start_pgbouncer(
+                        stack, server, result["left_out"]
+                    )
+            figures, left_out = measure_vendor(
+                context, vendor, base, pgbouncer, rounds, seconds
+            )
+            result["vendors"][vendor] = figures
+            result["left_out"] += left_out
+    return result
+
+
+def get_tables(result):
+    return [
+        get_table(
+            "%s, %s, microseconds" % (VENDORS[vendor], operation),
+            OPERATIONS[operation],
+            summaries,
+            operation in WITH_QUERY,
+        )
+        for vendor, operations in result["vendors"].items()
+        for operation, summaries in operations.items()
+    ]
+
+
+def get_table(title, note, summaries, with_query):
+    columns = ["", "median (range)", "times POOL's"]
+    if with_query:
+        columns += ["beyond the bare query"]
+    rows = []
+    for name, summary in summaries.items():
+        row = [
+            get_label(name),
+            format_range(summary),
+            "1" if name == REFERENCE else format_ratio(summary["ratio"]),
+        ]
+        if with_query:
+            row.append(format_range(summary["beyond"]) if "beyond" in summary else "–")
+        rows.append(row)
+    return Table(title, columns, rows, note[0].upper() + note[1:] + ".")
+
+
+def get_plots(result):
+    return [
+        Plot.of_groups(
+            "requests-%s" % operation,
+            {
+                "request": "One request: SELECT 1 and close_old_connections()",
+                "lending": "Lending and taking back",
+                "statement": "One statement: SELECT 1",
+            }[operation],
+            "microseconds, logarithmic",
+            [
+                (VENDORS[vendor], operations[operation])
+                for vendor, operations in result["vendors"].items()
+            ],
+            get_label,
+        )
+        for operation in OPERATIONS
+    ]
