@@ -14,7 +14,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import environments
@@ -76,12 +78,18 @@ class Cell(namedtuple("Cell", ["version", "database", "leg", "pool", "labels"]))
             command.append("--patched")
         return [*command, *self.labels]
 
-    def run(self, python, report):
+    def run(self, python, report=None, output=None):
         environment = {**os.environ, "POOL_TEST_OPTIONS": self.pool}
         command = [python, *self.command]
         if report is not None:
             command.append("--report=%s" % report)
-        process = subprocess.run(command, cwd=environments.ROOT, env=environment)
+        process = subprocess.run(
+            command,
+            cwd=environments.ROOT,
+            env=environment,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+        )
         return process.returncode
 
     def get_what(self, python):
@@ -143,6 +151,10 @@ def read_results():
         return json.loads(RESULTS.read_text())
     except FileNotFoundError:
         return {}
+
+
+def write_results(results):
+    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
 
 
 def write_page(cells, results, whats):
@@ -208,7 +220,7 @@ def run_quick(options):
     for cell in select(get_quick_cells(), options):
         python = environments.ensure(cell.environment)
         test_matrix.print_title("Django %s's tests on %s" % cell[:2])
-        status |= cell.run(python, None)
+        status |= cell.run(python)
     return status
 
 
@@ -217,19 +229,48 @@ def run_matrix(options):
     names = {cell.environment for cell in cells}
     pythons = {name: environments.ensure(name) for name in sorted(names)}
     whats = {cell.name: cell.get_what(pythons[cell.environment]) for cell in cells}
-    status = 0
-    for cell in [] if options.only_page else select(cells, options):
-        if is_done(results.get(cell.name), whats[cell.name]):
-            continue
-        test_matrix.print_title(cell.name)
-        with tempfile.TemporaryDirectory() as directory:
-            report = Path(directory) / "report.json"
-            status |= cell.run(pythons[cell.environment], report)
-            if report.exists():
-                results[cell.name] = json.loads(report.read_text())
-        # Each time, for the next may be interrupted.
-        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-        write_page(cells, results, whats)
+    lock = threading.Lock()
+    interrupted = threading.Event()
+
+    def run_group(group):
+        """Run cells one by one. Return whether one has failed."""
+        status = 0
+        for cell in group:
+            if interrupted.is_set():
+                break
+            with tempfile.TemporaryDirectory() as directory:
+                report = Path(directory) / "report.json"
+                with open(Path(directory) / "output", "w+") as output:
+                    status |= cell.run(pythons[cell.environment], report, output)
+                    output.seek(0)
+                    text = output.read()
+                with lock:
+                    test_matrix.print_title(cell.name)
+                    print(text, flush=True)
+                    if report.exists():
+                        results[cell.name] = json.loads(report.read_text())
+                    # Each time, for the next may be interrupted.
+                    write_results(results)
+                    write_page(cells, results, whats)
+        return status
+
+    wanted = [
+        cell
+        for cell in ([] if options.only_page else select(cells, options))
+        if not is_done(results.get(cell.name), whats[cell.name])
+    ]
+    # Those that are compared with the same run without the pool wait for it.
+    groups = {}
+    for cell in wanted:
+        groups.setdefault((cell.version, cell.database), []).append(cell)
+    with ThreadPoolExecutor(options.jobs) as executor:
+        try:
+            status = int(any(list(executor.map(run_group, groups.values()))))
+        except BaseException:
+            # What is running has got the same Ctrl+C.
+            interrupted.set()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
     write_page(cells, results, whats)
     done = sum(is_done(results.get(cell.name), whats[cell.name]) for cell in cells)
     print("%d of %d cells are known to be without difference." % (done, len(cells)))
@@ -255,6 +296,13 @@ def main():
         "--quick",
         action="store_true",
         help="run a part of the suite with the newest Django, keep nothing",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=2,
+        help="cells to run at the same time, each with two processes; servers and "
+        "processes wait for each other half of the time (default: %(default)s)",
     )
     parser.add_argument(
         "--only-page", action="store_true", help="write the page, run nothing"

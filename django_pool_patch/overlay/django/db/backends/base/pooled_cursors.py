@@ -74,17 +74,20 @@ class PooledCursorMixin:
     # Written out, these are also faster than by CursorWrapper.__getattr__().
 
     def fetchone(self):
-        self._validate_lease()
+        if self._lease is not self.db._pool_lease:
+            self._validate_lease()
         with self.db.wrap_database_errors:
             return self.cursor.fetchone()
 
     def fetchmany(self, *args, **kwargs):
-        self._validate_lease()
+        if self._lease is not self.db._pool_lease:
+            self._validate_lease()
         with self.db.wrap_database_errors:
             return self.cursor.fetchmany(*args, **kwargs)
 
     def fetchall(self):
-        self._validate_lease()
+        if self._lease is not self.db._pool_lease:
+            self._validate_lease()
         with self.db.wrap_database_errors:
             return self.cursor.fetchall()
 
@@ -128,6 +131,10 @@ class PooledCursorMixin:
         return self._lease
 
     def _validate_lease(self):
+        """
+        Raise InterfaceError if rows can't be had without a connection, and it
+        isn't the cursor's anymore.
+        """
         lease = self._lease
         if (
             lease is not self.db._pool_lease
