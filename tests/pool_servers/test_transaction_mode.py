@@ -27,8 +27,6 @@ from .tests import (
 class TransactionStressTests(StressTests):
     """The same statements, each on a connection that it has for itself."""
 
-    REQUESTS = 100
-
     def make_handler(self, settings_dict=None, **options):
         return super().make_handler(settings_dict, mode="transaction", **options)
 
@@ -108,11 +106,27 @@ class RoundTripTests(ServerTestCase):
                     with wrapper.cursor() as cursor:
                         cursor.execute("SELECT 42")
                         self.assertEqual(cursor.fetchall()[0][0], 42)
+                    # The end of a request.
+                    wrapper.close_if_unusable_or_obsolete()
+                    self.assertIsNone(wrapper.connection)
                 sent[mode] = proxy.bytes - before
                 wrapper.close()
                 wrapper.close_pool()
             self.assertGreater(sent["session"], 0)
             self.assertEqual(sent["transaction"], sent["session"])
+
+    @unittest.skipUnless(connection.vendor == "sqlite", "SQLite only.")
+    def test_nothing_else_is_executed(self):
+        wrapper = self.make_handler(mode="transaction")["default"]
+        executed = []
+        wrapper.ensure_connection()
+        wrapper.connection.set_trace_callback(executed.append)
+        for _ in range(3):
+            with wrapper.cursor() as cursor:
+                cursor.execute("SELECT 42")
+                cursor.fetchall()
+            self.assertIsNone(wrapper.connection)
+        self.assertEqual(executed, ["SELECT 42"] * 3)
 
 
 # Requests.

@@ -10,13 +10,14 @@ from django.db import (
     InterfaceError,
     ProgrammingError,
     connection,
+    models,
     transaction,
 )
 from django.db.backends.signals import connection_created
 from django.db.pool import NullPool, PoolTimeout
 from django.db.transaction import TransactionManagementError
 from django.test import override_settings
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, isolate_apps
 
 from .models import Item
 from .test_lending import LendingTestCase
@@ -29,6 +30,14 @@ TOUCH = {
     "sqlite": ("PRAGMA cache_size = 1234", "setting"),
     "oracle": ("ALTER SESSION SET NLS_SORT = BINARY", "setting"),
 }
+
+
+with isolate_apps("db_pool"):
+
+    class Temporary(models.Model):
+        class Meta:
+            app_label = "db_pool"
+            db_table = "db_pool_temporary"
 
 
 class TransactionModeTestCase(LendingTestCase):
@@ -215,6 +224,36 @@ class StatementTests(TransactionModeTestCase):
             self.select(wrapper, "SELECT nonsense FROM nowhere")
         self.assertIdle(wrapper)
         self.assertEqual(self.select(wrapper), 1)
+
+    def test_constraint_checks_disabled(self):
+        """Checks are off for whoever disabled them, and for nobody else."""
+        wrapper, other = self.make_wrapper(), self.make_wrapper()
+        with wrapper.constraint_checks_disabled():
+            pinned = wrapper.connection
+            self.select(wrapper)
+            self.assertIs(wrapper.connection, pinned)
+            # PostgreSQL defers checks within transactions; it has no such
+            # switch.
+            self.assertEqual(pinned is None, connection.vendor == "postgresql")
+            self.select(other)
+        wrapper.close()
+        self.assertIdle(wrapper)
+
+    def test_schema_editor(self):
+        wrapper = self.make_wrapper()
+        with wrapper.schema_editor() as editor:
+            editor.create_model(Temporary)
+            self.assertIsNotNone(editor.connection)
+        wrapper.close()
+        self.assertIdle(wrapper)
+        with wrapper.cursor() as cursor:
+            self.assertIn(
+                "db_pool_temporary", wrapper.introspection.table_names(cursor)
+            )
+        with wrapper.schema_editor() as editor:
+            editor.delete_model(Temporary)
+        wrapper.close()
+        self.assertIdle(wrapper)
 
     def test_failing_cursor(self):
         wrapper = self.make_wrapper()
