@@ -294,7 +294,12 @@ class StatementTests(TransactionModeTestCase):
                 with self.assertRaisesMessage(InterfaceError, message):
                     cursor.execute("SELECT 2")
                 cursor.close()
-                wrapper.close()
+                message = "The cursor is closed. Get a new one."
+                for _ in range(2):
+                    with self.assertRaisesMessage(InterfaceError, message):
+                        cursor.execute("SELECT 2")
+                    wrapper.close()
+                cursor.close()
 
     def test_queries_are_logged(self):
         wrapper = self.make_wrapper()

@@ -229,8 +229,14 @@ class DatabaseConnector(BaseConnector):
 
     def detach_cursor(self, cursor):
         """
-        Keep a driver's cursor from using its connection, which will be
-        somebody else's, also when it's closed.
+        Keep a driver's cursor that has returned all rows from using its
+        connection, which will be somebody else's, also when it's closed.
+        """
+
+    def abandon_cursor(self, cursor):
+        """
+        Close a driver's cursor as far as that can be done without using its
+        connection, which is somebody else's.
         """
 
     def connection_limit(self, wrapper):

@@ -43,6 +43,8 @@ class PooledCursorMixin:
     _plain_sql = None
     # Whether all rows were read, and the connection isn't the cursor's since.
     _is_detached = False
+    # Whether it was closed without its connection.
+    _is_abandoned = False
 
     def _execute(self, sql, params, *ignored_wrapper_args):
         self._prepare(sql)
@@ -55,7 +57,7 @@ class PooledCursorMixin:
     def _prepare(self, sql):
         """Get ready for executing a statement."""
         lease = self._lease
-        if lease is not self.db._pool_lease or self._is_detached:
+        if lease is None or lease is not self.db._pool_lease or self._is_detached:
             lease = self._rejoin()
         if lease is not None:
             if lease.entry.session.is_plain(sql):
@@ -98,18 +100,17 @@ class PooledCursorMixin:
     def close(self):
         lease, self._lease = self._lease, None
         if lease is None:
-            return self.cursor.close()
+            if not self._is_abandoned:
+                self.cursor.close()
+            return
         if lease is self.db._pool_lease:
             if self._is_named:
                 # If closing fails, it goes with the connection.
                 lease.named_cursors -= 1
             return self.cursor.close()
         # The connection is somebody else's by now.
-        connector = lease.pool.connector
-        if not self._is_detached:
-            connector.detach_cursor(self.cursor)
-        if connector.is_buffered(self.cursor, self._is_named):
-            self.cursor.close()
+        self._is_abandoned = True
+        lease.pool.connector.abandon_cursor(self.cursor)
 
     def __getattr__(self, attr):
         if attr not in UNCONNECTED and attr[0] != "_":
@@ -126,8 +127,11 @@ class PooledCursorMixin:
         Raise InterfaceError, as drivers do after close(), if the connection
         went back without the cursor's consent.
         """
-        if not self._is_detached and self._lease is not None:
-            self._validate_connection()
+        if self._lease is not None:
+            if not self._is_detached:
+                self._validate_connection()
+        elif self._is_abandoned:
+            raise InterfaceError("The cursor is closed. Get a new one.")
         return self._lease
 
     def _validate_lease(self):
@@ -183,16 +187,20 @@ class StatementCursorMixin(PooledCursorMixin):
 
     def close(self):
         lease = self._lease
-        if lease is not self.db._pool_lease or self._is_detached or self._is_named:
+        if (
+            lease is None
+            or lease is not self.db._pool_lease
+            or self._is_detached
+            or self._is_named
+        ):
             return self._close_rarely()
         # What most cursors do.
         self._lease = None
         try:
             self.cursor.close()
         finally:
-            if lease is not None:
-                lease.cursors.discard(id(self))
-                give_back_unless_needed(self.db)
+            lease.cursors.discard(id(self))
+            give_back_unless_needed(self.db)
 
     def _close_rarely(self):
         lease = self._lease

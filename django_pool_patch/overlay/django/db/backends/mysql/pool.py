@@ -65,6 +65,8 @@ class DatabaseConnector(BaseDatabaseConnector):
         # Neither does it look for more results when it's closed.
         cursor.cursor.connection = None
 
+    abandon_cursor = detach_cursor
+
     def connection_limit(self, wrapper):
         with wrapper.cursor() as cursor:
             cursor.execute("SELECT @@max_connections")

@@ -8,7 +8,7 @@ from django.db.backends.postgresql.statements import SESSION_STATEMENTS
 TRANSACTION_STATUS_IDLE = 0
 
 if is_psycopg3:
-    from psycopg import Cursor, ServerCursor
+    from psycopg import Cursor
 
     def is_idle(connection):
         """Return whether a connection is well, and not in a transaction."""
@@ -77,9 +77,9 @@ class DatabaseConnector(BaseDatabaseConnector):
     def is_buffered(self, cursor, is_named):
         return not is_named
 
-    def detach_cursor(self, cursor):
-        if is_psycopg3 and isinstance(cursor, ServerCursor):
-            # The class's own way is to tell the server.
+    def abandon_cursor(self, cursor):
+        if is_psycopg3:
+            # Server-side cursors would tell the server.
             Cursor.close(cursor)
 
     def connection_limit(self, wrapper):

@@ -25,6 +25,10 @@ class DatabaseConnector(BaseDatabaseConnector):
             and self.read_state(connection) == session.initial_state
         )
 
+    def abandon_cursor(self, cursor):
+        # What it was reading isn't locked any longer.
+        cursor.close()
+
     def read_state(self, connection):
         # sqlite3's isolation_level stands for autocommit.
         return (
