@@ -276,9 +276,11 @@ class RecoveryTests(ServerTestCase):
         handler = self.make_handler(max_size=1)
         wrapper = handler["default"]
         pool = wrapper.connection_pool
-        with wrapper.cursor() as cursor:
-            cursor.execute("LISTEN news")
+        wrapper.ensure_connection()
         driver_connection = wrapper.connection
+        # By the driver, for the pool would reset such a session.
+        with driver_connection.cursor() as cursor:
+            cursor.execute("LISTEN news")
         wrapper.close()
         with connection.cursor() as cursor:
             cursor.execute("NOTIFY news")

@@ -81,10 +81,10 @@ class LendingTests(SpeedMixin, LendingTestCase):
     # Functions in Python called for lending and taking back; those called for
     # a statement in transaction mode beyond what it takes in session mode.
     LIMITS = {
-        "postgresql": (28, 12),
-        "mysql": (25, 9),
-        "sqlite": (32, 10),
-        "oracle": (32, 12),
+        "postgresql": (29, 12),
+        "mysql": (26, 9),
+        "sqlite": (33, 10),
+        "oracle": (33, 12),
     }
 
     def make_warm_wrapper(self, mode):
