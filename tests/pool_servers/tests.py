@@ -272,6 +272,7 @@ class RecoveryTests(ServerTestCase):
         self.assertLessEqual(pool.stats().size, 10)
 
     @unittest.skipUnless(connection.vendor == "postgresql", "PostgreSQL only")
+    @mock.patch("django.db.pool.threads.TRUST_IN_RETURNED", 0)
     def test_something_to_read_is_not_an_end(self):
         handler = self.make_handler(max_size=1)
         wrapper = handler["default"]
@@ -285,8 +286,7 @@ class RecoveryTests(ServerTestCase):
         with connection.cursor() as cursor:
             cursor.execute("NOTIFY news")
         self.wait_until_readable(pool)
-        with mock.patch("django.db.pool.threads.TRUST_IN_RETURNED", 0):
-            wrapper.ensure_connection()
+        wrapper.ensure_connection()
         self.assertIs(wrapper.connection, driver_connection)
         wrapper.close()
         self.assertEqual(query(handler), 42)

@@ -281,6 +281,12 @@ class Simulation:
         assert total <= max(self.highest_max_size(), 0), "max_size was exceeded."
         assert len(self.server) <= total, "The server has more than is counted."
         assert core.connecting >= 0 and core.closing >= 0
+        # What was lost is in the inbox only.
+        entries = {entry.serial: entry for entry in core.all_entries()}
+        entries.update((entry.serial, entry) for entry in core.inbox)
+        assert core.valid == sum(
+            entries[serial].generation == core.generation for serial in core.entries
+        ), "Entries of the current generation were miscounted."
         if core.waiters:
             assert core.contended, "Waiters, but nobody takes the lock."
 

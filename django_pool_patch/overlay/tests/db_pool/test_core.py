@@ -1,7 +1,13 @@
 import gc
 import math
 
-from django.db.pool.core import MAX_CONNECTING, Entry, PoolCore, Waiter
+from django.db.pool.core import (
+    GROWTH_DELAY,
+    MAX_CONNECTING,
+    Entry,
+    PoolCore,
+    Waiter,
+)
 from django.db.pool.exceptions import PoolClosed, PoolFull
 from django.db.pool.options import PoolOptions
 from django.test import SimpleTestCase
@@ -182,15 +188,37 @@ class ConnectingTests(CoreTestCase):
         self.assertEqual(orders.connects, MAX_CONNECTING)
         entries = [self.connect(core, orders) for _ in range(orders.connects)]
         core.idle.extend(entries)
-        self.assertEqual(core.settle(0).connects, MAX_CONNECTING)
+        # Connecting took long.
+        self.assertEqual(core.settle(0.15).connects, MAX_CONNECTING)
         while core.waiters:
             core.idle.append(entries[0])
-            core.settle(0)
+            core.settle(0.16)
         self.assertTrue(all(waiter.entry is not None for waiter in waiters))
         # The others that were begun arrive, and no more are begun.
         for _ in range(MAX_CONNECTING):
-            self.assertEqual(core.settle(0).connects, 0)
+            self.assertEqual(core.settle(0.16).connects, 0)
         self.assertEqual(core.size, 2 * MAX_CONNECTING)
+
+    def test_growth_where_others_may_serve(self):
+        """One at a time, until that doesn't seem to do."""
+        core = self.make_core(max_size=10)
+        (entry,) = self.fill(core, 1)
+        waiters = [self.enqueue(core) for _ in range(5)]
+        self.assertEqual(core.settle(0).connects, 1)
+        self.assertEqual(core.settle(GROWTH_DELAY * 0.9).connects, 0)
+        self.assertEqual(core.settle(GROWTH_DELAY).connects, MAX_CONNECTING - 1)
+        # Those that were served don't count.
+        core.idle.append(entry)
+        core.settle(0)
+        self.assertIs(waiters[0].entry, entry)
+
+    def test_growth_after_invalidation(self):
+        """What will be closed when it's back serves nobody."""
+        core = self.make_core(max_size=10)
+        self.fill(core, 1)
+        for _ in range(5):
+            self.enqueue(core)
+        self.assertEqual(core.invalidate(0).connects, MAX_CONNECTING)
 
     def test_min_size(self):
         core = self.make_core(min_size=2)
@@ -510,7 +538,7 @@ class RandomWalkTests(SimpleTestCase):
                 if contended:
                     self.settle()
 
-        self.assertBreaks(Broken, "A wakeup was lost.")
+        self.assertBreaks(Broken, "A wakeup was lost.", max_size=1, min_size=0)
 
     def test_enqueue_must_settle_under_the_same_lock(self):
         class Broken(Simulation):

@@ -77,18 +77,34 @@ class ConnectionPoolTestsMixin(BasePoolTests):
     @skipUnlessPoolSupports("reuse")
     def test_just_returned_is_not_looked_at(self):
         pool = self.make_pool_with_clock(self.make_connector(uses_sockets=True))
-        (connection,) = self.lend_and_return(pool, 1)
-        connection.tell()
         with mock.patch.object(threads, "TRUST_IN_RETURNED", 0.001):
-            self.clock.advance(0.0009)
-            entry = pool.acquire()
-            self.assertIs(entry.connection, connection)
-            self.assertEqual(self.connector.checks, 0)
-            pool.release(entry)
-            self.clock.advance(0.0011)
-            entry = pool.acquire()
-            self.assertIs(entry.connection, connection)
-            self.assertEqual(self.connector.checks, 1)
+            (connection,) = self.lend_and_return(pool, 1)
+        connection.tell()
+        self.clock.advance(0.0009)
+        entry = pool.acquire()
+        self.assertIs(entry.connection, connection)
+        self.assertEqual(self.connector.checks, 0)
+        pool.release(entry)
+        self.clock.advance(0.0011)
+        entry = pool.acquire()
+        self.assertIs(entry.connection, connection)
+        self.assertEqual(self.connector.checks, 1)
+
+    @skipUnlessPoolSupports("reuse")
+    def test_silence_spares_a_round_trip(self):
+        """But not for longer than ping_after, which begins with the return."""
+        pool = self.make_pool_with_clock(
+            self.make_connector(uses_sockets=True, ping_after=30.0)
+        )
+        pool.release(pool.acquire())
+        self.clock.advance(29.9)
+        pool.release(pool.acquire())
+        self.clock.advance(29.9)
+        pool.release(pool.acquire())
+        self.assertEqual(self.connector.checks, 0)
+        self.clock.advance(30.1)
+        pool.release(pool.acquire())
+        self.assertEqual(self.connector.checks, 1)
 
     # The lock.
 
@@ -189,15 +205,36 @@ class ConnectionPoolTestsMixin(BasePoolTests):
         for _ in range(4):
             entries.append(pool.acquire())
             self.clock.advance(10.0)
-        name = threading.current_thread().name
         msg = (
-            "Raise max_size or shorten transactions. Held longest: 40.00 seconds by "
-            "thread %(name)r, 30.00 seconds by thread %(name)r, 20.00 seconds by "
-            "thread %(name)r." % {"name": name}
+            "Raise max_size or shorten transactions. Held longest: 40.00 seconds, "
+            "30.00 seconds, 20.00 seconds."
         )
         with self.assertRaisesMessage(PoolTimeout, msg):
             pool.acquire(timeout=0)
         self.assertEqual(len(entries), 4)
+
+    def test_timeout_names_threads_that_are_known(self):
+        name = threading.current_thread().name
+        msg = "Held longest: 0.00 seconds by thread %r." % name
+        # Because it's recorded.
+        pool = self.make_pool_with_clock(max_size=1, leak_threshold=5.0)
+        entry = pool.acquire()
+        with self.assertRaisesMessage(PoolTimeout, msg):
+            pool.acquire(timeout=0)
+        pool.release(entry)
+        # Because the connector knows.
+        pool = self.make_pool_with_clock(max_size=1)
+        entry = pool.acquire()
+        with (
+            mock.patch.object(
+                self.connector,
+                "get_thread_ident",
+                side_effect={entry: threading.get_ident()}.get,
+            ),
+            self.assertRaisesMessage(PoolTimeout, msg),
+        ):
+            pool.acquire(timeout=0)
+        pool.release(entry)
 
     def test_timeout_tells_of_connecting(self):
         pool = self.make_pool(max_size=1)

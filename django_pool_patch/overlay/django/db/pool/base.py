@@ -146,6 +146,13 @@ class BaseConnector:
         """Close the connection."""
         connection.close()
 
+    def get_thread_ident(self, entry):
+        """
+        Return the identifier of the thread that an entry's lessee is used in,
+        or None if that isn't known.
+        """
+        return None
+
     def reclaim(self, entry):
         """
         Take a connection away from a lessee that can't use it anymore, say

@@ -40,6 +40,10 @@ from .stats import Histogram, PoolStats
 # not wanted anymore: this number bounds the waste.
 MAX_CONNECTING = 3
 
+# Seconds for which somebody has to wait before more than one connection is
+# opened at a time while there are others, which may serve all sooner.
+GROWTH_DELAY = 0.1
+
 # Seconds before connecting is tried again in the background after it failed
 # once; doubled at each further failure up to the maximum.
 RETRY_DELAY = 0.5
@@ -69,6 +73,7 @@ class Entry:
         "generation",
         "expires_at",
         "fresh_until",
+        "trust",
         "idle_since",
         "poll",
         "acquired_at",
@@ -92,17 +97,19 @@ class Entry:
         self.serial = serial
         self.generation = generation
         self.expires_at = expires_at
-        # Until then it's lent without a round trip to see whether it lives.
+        # Until then it's lent without even a look at whether it lives.
         self.fresh_until = expires_at
+        # Seconds for which it's fresh after its return.
+        self.trust = 0.0
         self.idle_since = None
         # Bound method poll() of a select.poll object that watches the
         # connection's socket, or None.
         self.poll = None
         # When it was lent; None while it's the pool's.
         self.acquired_at = None
-        # Identifier of the thread that it was lent to.
+        # Identifier of the thread that it was lent to, and where it was
+        # acquired, when leaks are looked for.
         self.holder = None
-        # Where it was acquired, when leaks are looked for.
         self.stack = None
         self.leak_reported = False
         # Whether a check has failed.
@@ -144,6 +151,7 @@ class Entry:
             self.connection, self.core, self.serial, self.generation, self.expires_at
         )
         for name in (
+            "trust",
             "poll",
             "acquired_at",
             "holder",
@@ -274,6 +282,8 @@ class PoolCore:
         # What follows is locked.
         self.connecting = 0
         self.closing = 0
+        # How many of the entries are of the current generation.
+        self.valid = 0
         self.is_started = False
         self.is_suspended = False
         self.is_closed = False
@@ -485,11 +495,16 @@ class PoolCore:
         nothing_else = self.waiters and not self.entries and not self.connecting
         if now < self.retry_at and not nothing_else:
             return 0
-        demand = len(self.waiters) - self.connecting
-        missing = self.min_size - self.size if self.is_started else 0
-        # What min_size wants has time until nobody waits.
-        wanted = demand if self.waiters else missing
-        return max(0, min(wanted, self.room, MAX_CONNECTING - self.connecting))
+        limit = MAX_CONNECTING
+        if self.waiters:
+            wanted = len(self.waiters) - self.connecting
+            first = next(iter(self.waiters))
+            if self.valid and now - first.queued_at < GROWTH_DELAY:
+                limit = 1
+        else:
+            # What min_size wants has time until nobody waits.
+            wanted = self.min_size - self.size if self.is_started else 0
+        return max(0, min(wanted, self.room, limit - self.connecting))
 
     def _update_contended(self):
         self.contended = (
@@ -518,6 +533,8 @@ class PoolCore:
     def _retire(self, entry, orders):
         """Strike an owned entry off the books; its connection is to close."""
         del self.entries[entry.serial]
+        if entry.generation == self.generation:
+            self.valid -= 1
         self.closing += 1
         self._past_uses += entry.uses
         self._past_reuses += max(0, entry.uses - 1)
@@ -585,6 +602,8 @@ class PoolCore:
         self.last_error = None
         self.retry_at = -math.inf
         self._register(entry)
+        if entry.generation == self.generation:
+            self.valid += 1
 
     def connect_failed(self, error, now):
         """
@@ -637,6 +656,7 @@ class PoolCore:
         to be closed before all others.
         """
         self.generation += 1
+        self.valid = 0
         orders = Orders()
         if dead is not None:
             self._retire(dead, orders)

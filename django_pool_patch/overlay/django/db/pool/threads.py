@@ -29,8 +29,8 @@ LOCK_ALWAYS = not getattr(sys, "_is_gil_enabled", lambda: True)()
 COLLECTION_PAUSE = 10.0
 _next_collection = -inf
 
-# Seconds after its return for which a connection isn't even looked at before
-# it's lent again. Looking lets go of the GIL, so that where connections pass
+# Seconds after its return for which a connection isn't polled before it's lent
+# again. Polling lets go of the GIL, so that where connections pass
 # from hand to hand, each of them would come to belong to a thread that waits
 # for the GIL.
 TRUST_IN_RETURNED = 0.001
@@ -38,7 +38,8 @@ TRUST_IN_RETURNED = 0.001
 # Seconds that closing dead connections may wait for the opening of a new one.
 CLOSING_DELAY = 0.01
 
-# Seconds for which a connection that was just opened needs no check.
+# Seconds for which a connection that was just opened isn't asked for a sign of
+# life.
 TRUST_IN_NEW = 1.0
 
 # How many holders a PoolTimeout names.
@@ -90,7 +91,7 @@ class ConnectionPool(BasePool):
         self._watches = False
         self._check = self._find_check(options.check)
         self._is_clean, self._reset = self._find_reset(options.reset)
-        self._records_stacks = options.leak_threshold is not None
+        self._records_holders = options.leak_threshold is not None
         # Guards the core where it says "locked". No I/O, no hook and no
         # logging happens while it's held.
         self._lock = threading.Lock()
@@ -182,19 +183,12 @@ class ConnectionPool(BasePool):
             else:
                 now = self._clock()
                 if (
-                    now < entry.fresh_until
-                    and entry.generation == core.generation
-                    and (
-                        entry.poll is None
-                        or now - entry.idle_since < TRUST_IN_RETURNED
-                        or not entry.poll(0)
-                    )
+                    now < entry.fresh_until and entry.generation == core.generation
                 ) or self._is_healthy(entry, now):
                     entry.acquired_at = now
-                    entry.holder = get_ident()
                     entry.uses += 1
-                    if self._records_stacks:
-                        entry.stack = self._record_stack(2)
+                    if self._records_holders:
+                        self._record_holder(entry, 2)
                     return entry
                 return self._wait_for_entry(timeout, entry)
         return self._wait_for_entry(timeout)
@@ -207,22 +201,23 @@ class ConnectionPool(BasePool):
         is_clean = self._is_clean
         if is_clean is not None:
             try:
-                needs_cleaning = not is_clean(entry)
+                can_be_used = is_clean(entry)
             except Exception:
                 # Drivers raise when asked about a connection that was closed.
-                needs_cleaning = True
-            if needs_cleaning and not self._clean(entry):
+                can_be_used = False
+            if not can_be_used and not self._clean(entry):
                 return self.discard(entry)
-        now = self._clock()
-        if entry.generation != core.generation or now >= entry.expires_at:
+        if entry.generation != core.generation:
             return self.discard(entry)
-        entry.acquired_at = None
-        entry.used_seconds += now - acquired_at
-        entry.idle_since = now
-        fresh_until = now + self._ping_after
+        entry.idle_since = now = self._clock()
+        fresh_until = now + entry.trust
         if fresh_until > entry.expires_at:
             fresh_until = entry.expires_at
+            if now >= fresh_until:
+                return self.discard(entry)
         entry.fresh_until = fresh_until
+        entry.acquired_at = None
+        entry.used_seconds += now - acquired_at
         if entry.leak_reported:
             self._report_return(entry, now - acquired_at)
         core.idle.append(entry)
@@ -315,10 +310,9 @@ class ConnectionPool(BasePool):
             self._withdraw(waiter)
             raise
         entry.acquired_at = self._clock()
-        entry.holder = get_ident()
         entry.uses += 1
-        if self._records_stacks:
-            entry.stack = self._record_stack(3)
+        if self._records_holders:
+            self._record_holder(entry, 3)
         return entry
 
     def _prepare_to_wait(self, now):
@@ -410,15 +404,23 @@ class ConnectionPool(BasePool):
         return error
 
     def _describe(self, holders):
-        """Return for how long entries have been held, and by which threads."""
+        """
+        Return for how long entries have been held, and by which threads, as
+        far as that is known.
+        """
         now = self._clock()
         names = {thread.ident: thread.name for thread in threading.enumerate()}
-        return ", ".join(
-            "%.2f seconds by thread %r"
-            % (now - acquired_at, names.get(entry.holder, entry.holder))
-            for entry in holders
-            if (acquired_at := entry.acquired_at) is not None
-        )
+        descriptions = []
+        for entry in holders:
+            if (acquired_at := entry.acquired_at) is None:
+                continue
+            description = "%.2f seconds" % (now - acquired_at)
+            # Looking it up at each lending would take a tenth of the time.
+            holder = entry.holder or self.connector.get_thread_ident(entry)
+            if holder is not None:
+                description += " by thread %r" % (names.get(holder, holder),)
+            descriptions.append(description)
+        return ", ".join(descriptions)
 
     # Health.
 
@@ -432,12 +434,14 @@ class ConnectionPool(BasePool):
         check = self._check
         if check is None:
             return True
-        poll = entry.poll
-        events = None
-        if poll is not None and now - entry.idle_since >= TRUST_IN_RETURNED:
-            events = poll(0)
-        if now < entry.fresh_until and not events:
+        fresh_until = entry.fresh_until
+        if now < fresh_until:
             return True
+        events = None
+        if entry.poll is not None:
+            events = entry.poll(0)
+            if not events and now - fresh_until < self._ping_after:
+                return True
         # Something to read is not yet an end: notices, parameter changes and
         # session tickets come unasked too. A round trip tells, and on a dead
         # connection it fails at once. It's needless when the server hung up.
@@ -637,16 +641,19 @@ class ConnectionPool(BasePool):
             connector.configure(entry)
             if self._watches:
                 entry.poll = connector.watch(connection)
+            entry.trust = trust = self._ping_after
+            if entry.poll is not None:
+                entry.trust = trust = min(trust, TRUST_IN_RETURNED)
+            if entry.poll is None or not self._ping_after:
+                # Nobody looks at it before asking it, which would be too soon.
+                trust = max(trust, TRUST_IN_NEW)
         except BaseException:
             self._opening.discard(entry)
             self._close_connection(entry)
             raise
         now = self._clock()
         entry.idle_since = now
-        # New connections are healthy.
-        entry.fresh_until = min(
-            entry.expires_at, now + max(self._ping_after, TRUST_IN_NEW)
-        )
+        entry.fresh_until = min(entry.expires_at, now + trust)
         logger.debug("Pool '%s': opened a connection.", self.name)
         return entry
 
@@ -667,11 +674,12 @@ class ConnectionPool(BasePool):
     # Leaks.
 
     @staticmethod
-    def _record_stack(depth):
+    def _record_holder(entry, depth):
+        entry.holder = get_ident()
         # Only references to code and line numbers: lines are looked up, and
         # formatted, when there is a leak to report. `depth` leads to the
         # caller of acquire().
-        return traceback.StackSummary.extract(
+        entry.stack = traceback.StackSummary.extract(
             traceback.walk_stack(sys._getframe(depth)), lookup_lines=False
         )
 
@@ -798,7 +806,7 @@ class ConnectionPool(BasePool):
             entry.fresh_until = -inf
             now = self._clock()
             if self._is_healthy(entry, now):
-                entry.fresh_until = min(entry.expires_at, now + self._ping_after)
+                entry.fresh_until = min(entry.expires_at, now + entry.trust)
                 core.idle.append(entry)
                 if core.contended:
                     self._settle()

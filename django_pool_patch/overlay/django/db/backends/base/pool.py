@@ -248,6 +248,10 @@ class DatabaseConnector(BaseConnector):
 
     # Lessees.
 
+    def get_thread_ident(self, entry):
+        wrapper = self._get_lessee(entry)
+        return None if wrapper is None else wrapper._thread_ident
+
     def reclaim(self, entry):
         wrapper = self._get_lessee(entry)
         if (
