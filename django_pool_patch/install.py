@@ -95,7 +95,7 @@ class _EditingFinder:
 
 def _edit_base(module: Any) -> None:
     from django.db.backends.base import lending, pool, pooled_cursors
-    from django.db.pool import ConnectionPool
+    from django.db.pool import AsyncConnectionPool, ConnectionPool
     from django.utils.asyncio import async_unsafe
 
     wrapper_class = module.BaseDatabaseWrapper
@@ -117,6 +117,7 @@ def _edit_base(module: Any) -> None:
             return
         return close(self)
 
+    wrapper_class.async_pool_class = AsyncConnectionPool
     wrapper_class.pool_class = ConnectionPool
     wrapper_class.connector_class = pool.DatabaseConnector
     wrapper_class.connection_pool = property(lending.get_pool)

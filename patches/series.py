@@ -22,9 +22,10 @@ POOL_PACKAGE = Commit(
     subject="Added connection pools.",
     body="""
         django.db.pool knows nothing of settings and backends. A pool lends what
-        a connector opens, to threads, and takes it back. Its rules are in
-        core.py, which does no I/O and knows no threads and no clock, so that
-        they can be tested through every interleaving.
+        a connector opens, to threads and to the tasks of event loops, and takes
+        it back. Its rules are in core.py, which does no I/O and knows no
+        threads and no clock, so that they can be tested through every
+        interleaving.
 
         Nothing uses it yet.
         """,
@@ -97,9 +98,15 @@ WRAPPERS = Commit(
 
         The connections of _nodb_cursor(), which aren't to any of the project's
         databases, aren't pooled.
+
+        "async with aconnection()" gives a task a connection of its own from the
+        same pool: cursors, transactions, errors, and query logging, as a thread
+        has them, on every backend. The ORM doesn't use it.
         """,
     changes=[
+        add("django/db/backends/base/asynchronous.py"),
         add("django/db/backends/base/lending.py"),
+        add("django/db/backends/base/loops.py"),
         add("django/db/backends/base/pool.py"),
         add("django/db/backends/base/pooled_cursors.py"),
         insert_after(
@@ -114,13 +121,14 @@ from django.db.backends.base.pooled_cursors import lends_cursor
         insert_after(
             BASE,
             "from django.db.backends.utils import debug_transaction\n",
-            "from django.db.pool import ConnectionPool\n",
+            "from django.db.pool import AsyncConnectionPool, ConnectionPool\n",
         ),
         insert_after(
             BASE,
             "    validation_class = BaseDatabaseValidation\n",
             """\
     # Classes that the pool of the database is made of.
+    async_pool_class = AsyncConnectionPool
     connector_class = DatabaseConnector
     pool_class = ConnectionPool
 """,
@@ -282,7 +290,8 @@ POSTGRESQL_POOL = Commit(
     subject="Added support for POOL to the PostgreSQL backend.",
     body="""
         libpq tells without a round trip whether a connection is in a
-        transaction, and what its socket is, which shows when it's dead.
+        transaction, and what its socket is, which shows when it's dead. psycopg's
+        AsyncConnection works on a connection that a thread has opened.
 
         When the time zone changes, connections are replaced as they come back,
         rather than taken from their users. OPTIONS["pool"] works as before;
@@ -292,6 +301,7 @@ POSTGRESQL_POOL = Commit(
         connection, because they stay registered.
         """,
     changes=[
+        add("django/db/backends/postgresql/loops.py"),
         add("django/db/backends/postgresql/pool.py"),
         insert_after(
             POSTGRESQL,
@@ -405,8 +415,12 @@ MYSQL_POOL = Commit(
         What the backend asks a server about itself is asked once for each
         version of the server, rather than for each wrapper. Results that were
         left unread don't get in the way of who borrows the connection next.
+
+        Tasks use mysqlclient's functions for sending a statement and reading
+        its result, and have the event loop watch the socket between these.
         """,
     changes=[
+        add("django/db/backends/mysql/loops.py"),
         add("django/db/backends/mysql/pool.py"),
         insert_after(
             MYSQL,

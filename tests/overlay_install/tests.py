@@ -29,6 +29,7 @@ POOL_MODULES = [
     "threads",
     "asyncio",
     "registry",
+    "scope",
     "__init__",
 ]
 

@@ -146,6 +146,24 @@ class BaseConnector:
         """Close the connection."""
         connection.close()
 
+    def enter_loop(self, entry, loop):
+        """
+        Set entry.connection_in_loop to what the tasks of a running event loop
+        are to use the connection by. Don't block.
+        """
+        entry.connection_in_loop = entry.connection
+
+    def leave_loop(self, entry):
+        """
+        Take the connection back from an event loop, whose tasks don't use it
+        anymore. Don't block.
+
+        Return None if threads can use it now. Otherwise return a
+        concurrent.futures.Future that is done when it can be closed, because
+        it's in the midst of something that nobody waits for anymore.
+        """
+        entry.connection_in_loop = None
+
     def get_thread_ident(self, entry):
         """
         Return the identifier of the thread that an entry's lessee is used in,

@@ -64,6 +64,8 @@ class Entry:
     * connection: the driver's connection; None once it's closed.
     * facts: what the connector learned about the server and the session.
     * lessee: weak reference to who uses the connection, if that is known.
+    * connection_in_loop: what the tasks of an event loop use the connection
+      by, while it's lent to one of them; otherwise None.
     """
 
     __slots__ = (
@@ -88,6 +90,7 @@ class Entry:
         "facts",
         "session",
         "lessee",
+        "connection_in_loop",
         "__weakref__",
     )
 
@@ -124,6 +127,7 @@ class Entry:
         # The connector's own: what it needs to check, reset and configure.
         self.session = None
         self.lessee = None
+        self.connection_in_loop = None
 
     def __repr__(self):
         # The driver's connection isn't shown: its repr may tell secrets.
@@ -162,6 +166,7 @@ class Entry:
             "used_seconds",
             "facts",
             "session",
+            "connection_in_loop",
         ):
             setattr(entry, name, getattr(self, name))
         self.connection = None

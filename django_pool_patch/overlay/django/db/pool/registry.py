@@ -98,6 +98,40 @@ class PoolRegistry:
                 return pool
         return self._find(wrapper, settings_dict)
 
+    def for_loop(self, alias, loop):
+        """
+        Return the AsyncConnectionPool of `alias` for a running event loop.
+
+        Raise KeyError naming the remedy if there is none, and PoolError if the
+        alias's pool can't serve tasks.
+        """
+        from django.db import connections
+
+        found = None
+        if alias in connections.settings:
+            found = self._found.get(id(connections.settings[alias]))
+        # Most often it's known, and the thread needs no wrapper.
+        if (
+            found is not None
+            and found[0] is connections.settings[alias]
+            and found[1] == found[0]
+            and found[3].name == alias
+        ):
+            pool = found[3]
+        else:
+            pool = self[alias]
+        try:
+            return pool.loops[loop]
+        except (AttributeError, KeyError):
+            # That is another class's pool, or the loop's first use of it.
+            pass
+        for other in list(pool.loops):
+            if other.is_closed():
+                pool.loops.pop(other, None)
+        async_pool = connections[alias].async_pool_class(pool=pool)
+        pool.loops[loop] = async_pool
+        return async_pool
+
     def _find(self, wrapper, settings_dict):
         connector_class = wrapper.connector_class
         if connector_class is None or not connector_class.can_pool(wrapper):

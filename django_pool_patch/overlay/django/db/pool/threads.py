@@ -105,6 +105,8 @@ class ConnectionPool(BasePool):
         self._has_news_of_death = False
         self._core = self._make_core()
         self._next_reclaim = -inf
+        # What lends its connections to the tasks of event loops, by loop.
+        self.loops = {}
 
     def _make_core(self):
         return PoolCore(self.options, name=self.name, lock_always=LOCK_ALWAYS)
@@ -193,7 +195,11 @@ class ConnectionPool(BasePool):
                 return self._wait_for_entry(timeout, entry)
         return self._wait_for_entry(timeout)
 
-    def release(self, entry):
+    def release(self, entry, may_block=True):
+        """
+        Do what BasePool.release() does. Unless it `may_block`, return False
+        when that needs a round trip, without having done anything.
+        """
         core = self._core
         acquired_at = entry.acquired_at
         if acquired_at is None or entry.core is not core:
@@ -205,8 +211,11 @@ class ConnectionPool(BasePool):
             except Exception:
                 # Drivers raise when asked about a connection that was closed.
                 can_be_used = False
-            if not can_be_used and not self._clean(entry):
-                return self.discard(entry)
+            if not can_be_used:
+                if not may_block:
+                    return False
+                if not self._clean(entry):
+                    return self.discard(entry)
         if entry.generation != core.generation:
             return self.discard(entry)
         entry.idle_since = now = self._clock()
@@ -429,31 +438,41 @@ class ConnectionPool(BasePool):
         Return whether an owned entry can be lent. If it can't, the caller
         must have it replaced.
         """
+        is_healthy = self._look_at(entry, now)
+        return self._ask(entry) if is_healthy is None else is_healthy
+
+    def _look_at(self, entry, now):
+        """
+        Return whether an owned entry can be lent, as far as that shows without
+        a round trip. None says that only one would tell.
+        """
         if entry.generation != self._core.generation or now >= entry.expires_at:
             return False
-        check = self._check
-        if check is None:
-            return True
         fresh_until = entry.fresh_until
-        if now < fresh_until:
+        if now < fresh_until or self._check is None:
             return True
-        events = None
-        if entry.poll is not None:
-            events = entry.poll(0)
-            if not events and now - fresh_until < self._ping_after:
-                return True
+        if entry.poll is None:
+            return None
+        events = entry.poll(0)
+        if events and self.connector.is_hung_up(events):
+            entry.is_dead = True
+            return False
         # Something to read is not yet an end: notices, parameter changes and
         # session tickets come unasked too. A round trip tells, and on a dead
-        # connection it fails at once. It's needless when the server hung up.
+        # connection it fails at once.
+        return True if not events and now - fresh_until < self._ping_after else None
+
+    def _ask(self, entry):
+        """Return whether an owned entry answers."""
+        entry.checks += 1
         is_alive = False
-        if not events or not self.connector.is_hung_up(events):
-            entry.checks += 1
-            try:
-                is_alive = check(entry)
-            except Exception as e:
-                logger.debug("Pool '%s': check raised %s.", self.name, type(e).__name__)
-            if is_alive is None:
-                is_alive = not events
+        try:
+            is_alive = self._check(entry)
+        except Exception as e:
+            logger.debug("Pool '%s': check raised %s.", self.name, type(e).__name__)
+        if is_alive is None:
+            # It can't be asked. Silence is a good sign.
+            is_alive = entry.poll is None or not entry.poll(0)
         if is_alive:
             return True
         entry.is_dead = True
@@ -578,7 +597,11 @@ class ConnectionPool(BasePool):
     def _take_back(self, entry):
         """Release an entry from the inbox."""
         if entry.acquired_at is not None:
-            self.release(entry)
+            if entry.connection_in_loop is None:
+                self.release(entry)
+            else:
+                # A task that is gone may have been in the midst of a query.
+                self.discard(entry)
             return
         # Lost on the way from or to a borrower, by an interrupt, perhaps in
         # the midst of a check.
@@ -880,8 +903,8 @@ class NullPool(ConnectionPool):
                 "ConnectionPool."
             )
 
-    def release(self, entry):
-        self.discard(entry)
+    def release(self, entry, may_block=True):
+        return self.discard(entry) if may_block else False
 
     def _open_one(self):
         goes_on = super()._open_one()

@@ -1,4 +1,4 @@
-"""Threads that open connections, so that no caller has to."""
+"""Threads that do what blocks, so that no caller has to."""
 
 import os
 import threading
@@ -12,7 +12,8 @@ KEPT = 1
 class Workers:
     """Run callables, each in a thread in which nothing else runs meanwhile."""
 
-    def __init__(self):
+    def __init__(self, kept=KEPT):
+        self._kept = kept
         self._forget()
 
     def _forget(self):
@@ -46,7 +47,7 @@ class Workers:
             # Nothing may be kept alive while waiting.
             del job
             with self._lock:
-                if self._free >= KEPT:
+                if self._free >= self._kept:
                     return
                 self._free += 1
 

@@ -1,5 +1,9 @@
 """A connector that works with any backend, and that backends refine."""
 
+import weakref
+
+from django.db.backends.base.asynchronous import AsyncDatabaseWrapper
+from django.db.backends.base.loops import ThreadedConnection
 from django.db.backends.base.statements import SESSION_STATEMENTS
 from django.db.pool.base import BaseConnector
 from django.db.pool.registry import identity
@@ -36,6 +40,8 @@ class Session:
         "is_touched",
         "is_announced",
         "notes",
+        "in_loop",
+        "loop",
     )
 
     def __init__(self, wrapper, is_plain):
@@ -58,6 +64,10 @@ class Session:
         # Room for receivers of connection_created that prepare the driver's
         # connection, and need to do so only once.
         self.notes = {}
+        # What the tasks of an event loop used the connection by, and a weak
+        # reference to that loop. The next of its tasks uses the same.
+        self.in_loop = None
+        self.loop = None
 
 
 def do_nothing():
@@ -89,6 +99,10 @@ class DatabaseConnector(BaseConnector):
 
     # Whether reset_session() can do it.
     can_reset_session = False
+
+    # Whether is_clean() knows of any transaction, also of one that was begun
+    # by hand.
+    knows_transactions = False
 
     def __init__(self, wrapper):
         self.wrapper_class = type(wrapper)
@@ -245,6 +259,40 @@ class DatabaseConnector(BaseConnector):
         it can't be told.
         """
         return None
+
+    # Event loops.
+
+    def enter_loop(self, entry, loop):
+        session = entry.session
+        in_loop = session.in_loop
+        if in_loop is None or session.loop() is not loop:
+            in_loop = session.in_loop = self.make_connection_in_loop(entry, loop)
+            session.loop = weakref.ref(loop)
+        entry.connection_in_loop = in_loop
+
+    def leave_loop(self, entry):
+        entry.connection_in_loop = None
+        return entry.session.in_loop.leave()
+
+    def make_connection_in_loop(self, entry, loop):
+        """
+        Return what the tasks of a running event loop use a connection by. It
+        has begin(), end() and leave() besides what the driver's users expect.
+        """
+        return ThreadedConnection(self, entry)
+
+    def make_task_connection(self, pool, entry, task):
+        """
+        Return what aconnection() gives a task, for an entry that was acquired
+        from an AsyncConnectionPool.
+        """
+        return AsyncDatabaseWrapper(self.alias, pool, entry, task)
+
+    def interrupt(self, connection):
+        """
+        Interrupt, from another thread, what a connection is executing, if
+        that's possible.
+        """
 
     # Lessees.
 

@@ -67,6 +67,12 @@ class DatabaseConnector(BaseDatabaseConnector):
 
     abandon_cursor = detach_cursor
 
+    def make_connection_in_loop(self, entry, loop):
+        # That module needs the backend's base, which needs this one.
+        from django.db.backends.mysql.loops import AsyncConnection
+
+        return AsyncConnection(self, entry, loop)
+
     def connection_limit(self, wrapper):
         with wrapper.cursor() as cursor:
             cursor.execute("SELECT @@max_connections")

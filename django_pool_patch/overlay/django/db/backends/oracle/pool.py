@@ -8,6 +8,7 @@ class DatabaseConnector(BaseDatabaseConnector):
     ping_after = 30.0
     facts = ("oracle_version",)
     session_statements = SESSION_STATEMENTS
+    knows_transactions = True
 
     def watch(self, connection):
         # The driver keeps its socket to itself, but looks at it when asked.

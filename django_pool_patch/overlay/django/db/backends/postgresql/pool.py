@@ -10,6 +10,8 @@ TRANSACTION_STATUS_IDLE = 0
 if is_psycopg3:
     from psycopg import Cursor
 
+    from django.db.backends.postgresql.loops import AsyncConnection
+
     def is_idle(connection):
         """Return whether a connection is well, and not in a transaction."""
         return connection.pgconn.transaction_status == TRANSACTION_STATUS_IDLE
@@ -27,6 +29,7 @@ class DatabaseConnector(BaseDatabaseConnector):
     session_statements = SESSION_STATEMENTS
     can_detach_cursors = True
     can_reset_session = True
+    knows_transactions = True
 
     def fileno(self, connection):
         return connection.fileno()
@@ -81,6 +84,15 @@ class DatabaseConnector(BaseDatabaseConnector):
         if is_psycopg3:
             # Server-side cursors would tell the server.
             Cursor.close(cursor)
+
+    if is_psycopg3:
+
+        def enter_loop(self, entry, loop):
+            super().enter_loop(entry, loop)
+            entry.connection_in_loop.enter()
+
+        def make_connection_in_loop(self, entry, loop):
+            return AsyncConnection(self, entry)
 
     def connection_limit(self, wrapper):
         with wrapper.cursor() as cursor:

@@ -8,6 +8,7 @@ class DatabaseConnector(BaseDatabaseConnector):
     ping_after = 30.0
     session_statements = SESSION_STATEMENTS
     can_detach_cursors = True
+    knows_transactions = True
     cursor_attributes = ("arraysize", "row_factory")
 
     @classmethod
@@ -28,6 +29,9 @@ class DatabaseConnector(BaseDatabaseConnector):
     def abandon_cursor(self, cursor):
         # What it was reading isn't locked any longer.
         cursor.close()
+
+    def interrupt(self, connection):
+        connection.interrupt()
 
     def read_state(self, connection):
         # sqlite3's isolation_level stands for autocommit.

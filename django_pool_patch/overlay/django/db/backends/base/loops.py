@@ -1,0 +1,193 @@
+"""
+How the tasks of an event loop use a pooled connection.
+
+It's the same connection that threads use, opened and initialized by the same
+code. Here is what works with any driver: a thread does what blocks. Backends
+whose drivers can do without one have an object of their own.
+"""
+
+import asyncio
+from concurrent.futures import Future
+
+from django.db.backends.base.statements import TRANSACTION
+from django.db.pool.asyncio import call_in_thread
+
+
+def note_statement(connector, session, sql):
+    """
+    Have the session reset after its use if a statement asks for that.
+
+    `session` is that of the entry whose connection executes the statement.
+    """
+    if session.is_plain(sql) or session.is_touched:
+        return
+    reason = connector.session_statements.find_touch(sql, session.wrapper.connection)
+    # A driver that knows of transactions has them rolled back anyway.
+    if reason is not None and (
+        reason != TRANSACTION or not connector.knows_transactions
+    ):
+        session.is_touched = session.is_suspect = True
+
+
+class ThreadedConnection:
+    """
+    A connection used by tasks. What blocks is done in a thread, one thing at a
+    time.
+
+    When a task is cancelled, what its thread is doing goes on, but for drivers
+    that can be interrupted. Whoever uses the connection next, waits for that.
+    """
+
+    def __init__(self, connector, entry):
+        self.connector = connector
+        self.session = entry.session
+        # The driver's, for threads.
+        self.connection = entry.connection
+        self._lock = asyncio.Lock()
+        # Done when a thread doesn't use the connection anymore.
+        self._pending = None
+
+    def __repr__(self):
+        return "<%s %s>" % (type(self).__name__, self.session.wrapper.vendor)
+
+    def cursor(self):
+        """Return a cursor. It's made when it's first used."""
+        return ThreadedCursor(self)
+
+    async def execute(self, sql, params=None):
+        """Return a new cursor that has executed a statement."""
+        cursor = self.cursor()
+        await cursor.execute(sql, params)
+        return cursor
+
+    async def begin(self):
+        """Begin a transaction."""
+        await self.run(self._begin)
+
+    async def end(self, commit):
+        """End the transaction."""
+        await self.run(self._end, commit)
+
+    async def commit(self):
+        """Commit the transaction, if there is one."""
+        await self.run(self.connection.commit)
+
+    async def rollback(self):
+        """Roll back the transaction, if there is one."""
+        await self.run(self.connection.rollback)
+
+    async def close(self):
+        """Close the connection. The pool replaces it."""
+        await self.run(self.connection.close)
+
+    def _begin(self):
+        wrapper = self.session.wrapper
+        if hasattr(wrapper, "_start_transaction_under_autocommit"):
+            # SQLite, as set_autocommit() does it.
+            wrapper._start_transaction_under_autocommit()
+        else:
+            wrapper._set_autocommit(False)
+
+    def _end(self, commit):
+        wrapper = self.session.wrapper
+        try:
+            (self.connection.commit if commit else self.connection.rollback)()
+        finally:
+            if not hasattr(wrapper, "_start_transaction_under_autocommit"):
+                wrapper._set_autocommit(self.connector.autocommit)
+
+    async def run(self, function, *args):
+        """Call a function that uses the connection, in a thread."""
+        async with self._lock:
+            if self._pending is not None:
+                await asyncio.shield(asyncio.wrap_future(self._pending))
+            pending = self._pending = Future()
+
+            def call():
+                try:
+                    return function(*args)
+                finally:
+                    pending.set_result(None)
+
+            try:
+                return await call_in_thread(call)
+            except asyncio.CancelledError:
+                self.connector.interrupt(self.connection)
+                raise
+            finally:
+                if pending.done():
+                    self._pending = None
+
+    def leave(self):
+        """Do what leave_loop() of the connector promises."""
+        return self._pending
+
+
+class ThreadedCursor:
+    """A cursor of a ThreadedConnection: Django's own for the backend."""
+
+    def __init__(self, connection):
+        self.connection = connection
+        # Django's, for threads.
+        self.cursor = None
+
+    def __getattr__(self, name):
+        # What it knows without using the connection: description and so on.
+        cursor = self.__dict__.get("cursor")
+        if cursor is None:
+            raise AttributeError(
+                "%r has executed nothing yet, so it has no %r."
+                % (type(self).__name__, name)
+            )
+        return getattr(cursor, name)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, exc_type, exc_value, traceback):
+        await self.close()
+
+    async def __aiter__(self):
+        while rows := await self.fetchmany(100):
+            for row in rows:
+                yield row
+
+    async def execute(self, sql, params=None):
+        self._note(sql)
+        args = (sql,) if params is None else (sql, params)
+        await self._call("execute", *args)
+        return self
+
+    async def executemany(self, sql, param_list):
+        self._note(sql)
+        await self._call("executemany", sql, param_list)
+        return self
+
+    async def callproc(self, procname, *args):
+        self._note("CALL %s()" % procname)
+        return await self._call("callproc", procname, *args)
+
+    async def fetchone(self):
+        return await self._call("fetchone")
+
+    async def fetchmany(self, *args):
+        return await self._call("fetchmany", *args)
+
+    async def fetchall(self):
+        return await self._call("fetchall")
+
+    async def close(self):
+        if self.cursor is not None:
+            await self._call("close")
+
+    def _note(self, sql):
+        connection = self.connection
+        note_statement(connection.connector, connection.session, sql)
+
+    async def _call(self, name, *args):
+        return await self.connection.run(self._call_now, name, *args)
+
+    def _call_now(self, name, *args):
+        if self.cursor is None:
+            self.cursor = self.connection.session.wrapper.create_cursor()
+        return getattr(self.cursor, name)(*args)

@@ -1,0 +1,473 @@
+"""
+The pool for asyncio: lending connections to tasks, without blocking the loop.
+
+A driver's connection belongs to no event loop. What belongs to one is how its
+tasks wait, and the object by which they use the connection. So there is one
+stock of connections for the threads and the tasks of a process, with one limit
+and one line, and loops may come and go.
+"""
+
+import asyncio
+import functools
+import os
+from asyncio import _get_running_loop
+from contextlib import asynccontextmanager
+from math import inf
+
+from .base import BaseConnector
+from .core import WAITING_INTERVAL, Waiter
+from .exceptions import PoolClosed, PoolError
+from .housekeeping import housekeeper
+from .threads import ConnectionPool
+from .workers import Workers
+
+# Threads for what blocks. A thread that is kept costs little, and starting one
+# takes longer than a query of a local database.
+workers = Workers(kept=8)
+
+UNBOUND = "unbound"
+CLOSED = "closed"
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=workers._forget)
+
+
+def call_in_thread(function, *args, give_up=None):
+    """
+    Return a future of the running loop for what a function returns, which is
+    called in a thread.
+
+    The call goes on when the future is cancelled. Then, or if the loop is
+    closed before, `give_up` is called with what the function returned; in
+    either case, from one thread or another.
+    """
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def call():
+        result = error = None
+        try:
+            result = function(*args)
+        except BaseException as e:
+            error = e
+        try:
+            loop.call_soon_threadsafe(deliver, result, error)
+        except RuntimeError:
+            # The loop is closed.
+            if error is None and give_up is not None:
+                give_up(result)
+
+    def deliver(result, error):
+        if future.cancelled():
+            if error is None and give_up is not None:
+                give_up(result)
+        elif error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    workers.run(call)
+    return future
+
+
+class TaskWaiter(Waiter):
+    """A task in line. Its future is done when it has been served."""
+
+    __slots__ = ("pool", "future")
+
+    def __init__(self, pool, loop):
+        super().__init__()
+        self.pool = pool
+        self.future = loop.create_future()
+
+    def notify(self):
+        loop = self.future.get_loop()
+        if _get_running_loop() is loop:
+            self.wake()
+            return
+        try:
+            loop.call_soon_threadsafe(self.wake)
+        except RuntimeError:
+            # The loop was closed while its task was in line.
+            self.pool._take_back_grant(self)
+
+    def wake(self):
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class AsyncConnectionPool:
+    """
+    A bounded pool of connections for the tasks of one event loop.
+
+    It takes what ConnectionPool takes, and has its methods, as coroutines.
+    With `pool`, a ConnectionPool, it lends that one's connections instead of
+    its own: threads and tasks, of any number of loops, then share the limit
+    and are served in the order of their arrival.
+
+    The loop is the one that is running when the pool is first used. Another
+    loop's tasks get a PoolError. Nothing has to be done when a loop is closed.
+
+    Cancelling a task that waits in any of the methods takes effect at once.
+    No connection is lost by that: one that was granted goes to who is next,
+    and what a thread is doing meanwhile is brought to its end.
+    """
+
+    def __init__(self, connector=None, *, pool=None, name="default", **options):
+        if (connector is None) == (pool is None):
+            raise TypeError("AsyncConnectionPool takes a connector or a pool.")
+        self._is_owner = pool is None
+        if pool is None:
+            pool = ConnectionPool(connector, name=name, **options)
+        elif not isinstance(pool, ConnectionPool):
+            raise PoolError(
+                "%s can't lend connections to tasks. Remove 'pool_class', or use "
+                "one that is derived from django.db.pool.ConnectionPool."
+                % type(pool).__name__
+            )
+        self._pool = pool
+        self._release = pool.release
+        connector = pool.connector
+        self._enter_loop = connector.enter_loop
+        self._leave_loop = connector.leave_loop
+        # Whether these do what the base class does, which is written out.
+        self._has_plain_loops = (
+            type(connector).enter_loop is BaseConnector.enter_loop
+            and type(connector).leave_loop is BaseConnector.leave_loop
+        )
+        # The loop, or what no loop is: UNBOUND before the first use, CLOSED
+        # after close().
+        self._loop = UNBOUND
+
+    def __repr__(self):
+        return "<%s name=%r max_size=%s>" % (
+            type(self).__name__,
+            self.name,
+            self.options.max_size,
+        )
+
+    @property
+    def name(self):
+        return self._pool.name
+
+    @property
+    def connector(self):
+        return self._pool.connector
+
+    @property
+    def options(self):
+        return self._pool.options
+
+    async def __aenter__(self):
+        await self.open()
+        return self
+
+    async def __aexit__(self, exc_type, exc_value, traceback):
+        await self.close()
+
+    # Lending.
+
+    @asynccontextmanager
+    async def connection(self, timeout=None):
+        """
+        Lend a connection for the length of an `async with` block: the driver's
+        own for asyncio, if it has such.
+
+        `timeout` is as for acquire(). An exception within the block, and a
+        cancellation, give the connection back like its end does.
+        """
+        entry = await self.acquire(timeout)
+        try:
+            yield entry.connection_in_loop
+        finally:
+            await self.release(entry)
+
+    async def acquire(self, timeout=None):
+        """
+        Return an Entry, whose `connection_in_loop` is the caller's until
+        release().
+
+        `timeout` is the longest wait in seconds; 0 doesn't wait, None means
+        the pool's own timeout.
+
+        Raise PoolTimeout, PoolFull or PoolClosed, or what connecting raised
+        when nothing else could have served the caller.
+        """
+        loop = _get_running_loop()
+        if loop is not self._loop:
+            self._validate_loop(loop)
+        pool = self._pool
+        core = pool._core
+        entry = None
+        if not core.contended:
+            try:
+                entry = core.idle.pop()
+            except IndexError:
+                pass
+            else:
+                now = pool._clock()
+                if (
+                    now < entry.fresh_until and entry.generation == core.generation
+                ) or await self._is_healthy(entry, now):
+                    entry.acquired_at = now
+                    entry.uses += 1
+                    if pool._records_holders:
+                        pool._record_holder(entry, 2)
+                    if self._has_plain_loops:
+                        entry.connection_in_loop = entry.connection
+                    else:
+                        self._enter_loop(entry, loop)
+                    return entry
+        entry = await self._wait_for_entry(timeout, loop, entry)
+        self._enter_loop(entry, loop)
+        return entry
+
+    async def release(self, entry):
+        """
+        Take back an entry. Its connection is cleaned or closed as needed.
+
+        Raise PoolError if the entry wasn't lent by this pool, or is back
+        already; never because of the connection's state.
+        """
+        if entry.connection_in_loop is None:
+            return self._pool._refuse(entry)
+        if self._has_plain_loops:
+            entry.connection_in_loop = None
+        elif (pending := self._leave_loop(entry)) is not None:
+            # Whoever used it has given up on what it's still doing.
+            pending.add_done_callback(lambda future: self._discard_soon(entry))
+            return
+        if self._release(entry, False) is False:
+            # It has to be cleaned, which takes a round trip.
+            await call_in_thread(self._release, entry)
+
+    async def discard(self, entry):
+        """Take back an entry, and close its connection."""
+        if entry.connection_in_loop is None:
+            return self._pool._refuse(entry)
+        if (pending := self._leave_loop(entry)) is not None:
+            pending.add_done_callback(lambda future: self._discard_soon(entry))
+        else:
+            await call_in_thread(self._pool.discard, entry)
+
+    def _discard_soon(self, entry):
+        workers.run(functools.partial(self._pool.discard, entry))
+
+    def _validate_loop(self, loop):
+        """
+        Raise PoolError unless the running loop is the pool's, and PoolClosed
+        if it can't be used anymore.
+        """
+        if loop is None:
+            raise PoolError(
+                "The pool of '%s' for tasks was used without a running event loop. "
+                "Use django.db.pool.pools in threads." % self.name
+            )
+        if self._loop is CLOSED:
+            raise PoolClosed(
+                "The pool of '%s' is closed. Make a new one, or close it later."
+                % self.name
+            )
+        if self._loop is UNBOUND:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise PoolError(
+                "This pool of '%s' belongs to another event loop. Use "
+                "django.db.pool.apools['%s'], which finds the pool of the running "
+                "loop." % (self.name, self.name)
+            )
+
+    async def _is_healthy(self, entry, now):
+        """
+        Return whether an owned entry can be lent. If it can't, the caller must
+        have it replaced. If the caller is cancelled, the entry isn't its
+        anymore.
+        """
+        pool = self._pool
+        is_healthy = pool._look_at(entry, now)
+        if is_healthy is not None:
+            return is_healthy
+
+        def give_up(is_healthy):
+            with pool._lock:
+                orders = pool._replace_locked(entry, pool._clock())
+            workers.run(functools.partial(pool._execute, orders))
+
+        future = call_in_thread(pool._ask, entry, give_up=give_up)
+        try:
+            return await future
+        except BaseException:
+            if future.done() and not future.cancelled():
+                # It was cancelled on its way back.
+                give_up(None)
+            raise
+
+    async def _wait_for_entry(self, timeout, loop, unhealthy=None):
+        """Acquire by getting in line, in the place of an unhealthy entry."""
+        pool = self._pool
+        core = pool._core
+        if core.inbox:
+            with pool._lock:
+                orders = core.settle(pool._clock())
+            self._execute(orders)
+        timeout = pool._timeout if timeout is None else timeout
+        waiter = TaskWaiter(self, loop)
+        now = pool._clock()
+        deadline = now + timeout
+        refusal = None
+        with pool._lock:
+            # First of all: what is opened next is for those in line.
+            try:
+                core.enqueue(waiter, now)
+            except PoolError as e:
+                refusal = e
+            orders = pool._replace_locked(unhealthy, now)
+        try:
+            self._execute(orders)
+            if refusal is not None:
+                raise refusal
+            if waiter.entry is None and waiter.error is None:
+                housekeeper.expect(pool, now + WAITING_INTERVAL)
+            while True:
+                if not await self._is_served(waiter, deadline, loop):
+                    raise pool._timeout_error(timeout)
+                if waiter.error is not None:
+                    raise pool._own_error(waiter.error)
+                # From here on it isn't withdraw() that gives it back.
+                entry, waiter.entry = waiter.entry, None
+                # As of the grant: the loop may have come to this task, and
+                # with it the time to find out, only much later.
+                if await self._is_healthy(entry, waiter.granted_at):
+                    break
+                earlier, waiter = waiter, TaskWaiter(self, loop)
+                now = pool._clock()
+                with pool._lock:
+                    try:
+                        core.enqueue_again(waiter, earlier, now)
+                    except PoolError as e:
+                        refusal = e
+                    orders = pool._replace_locked(entry, now)
+                self._execute(orders)
+                if refusal is not None:
+                    raise refusal
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+        entry.acquired_at = pool._clock()
+        entry.uses += 1
+        if pool._records_holders:
+            pool._record_holder(entry, 3)
+        return entry
+
+    async def _is_served(self, waiter, deadline, loop):
+        """Return whether the waiter was granted an entry, or an error."""
+        if waiter.entry is not None or waiter.error is not None:
+            return True
+        pool = self._pool
+        if deadline == inf:
+            await waiter.future
+            return True
+        seconds = deadline - pool._clock()
+        if seconds > 0:
+            timer = loop.call_later(seconds, waiter.wake)
+            try:
+                await waiter.future
+            finally:
+                timer.cancel()
+        if waiter.entry is None and waiter.error is None:
+            # The time is up. What was granted right now is as good.
+            if waiter.queued_at < deadline and pool._collect_garbage():
+                with pool._lock:
+                    orders = pool._core.settle(pool._clock())
+                self._execute(orders)
+            with pool._lock:
+                entry = pool._core.withdraw(waiter, pool._clock())
+                if entry is None and waiter.error is None:
+                    pool._core.timeouts += 1
+                    return False
+        return True
+
+    def _withdraw(self, waiter):
+        """Take a waiter out of the line, giving up what it was granted."""
+        pool = self._pool
+        now = pool._clock()
+        with pool._lock:
+            core = pool._core
+            entry = core.withdraw(waiter, now)
+            waiter.entry = None
+            if entry is None or entry.connection is None:
+                return
+            # Nobody has touched it, so whoever is next may have it.
+            core.idle.append(entry)
+            orders = core.settle(now)
+        self._execute(orders)
+
+    # What notify() calls, in any thread, if the task's loop is closed.
+    _take_back_grant = _withdraw
+
+    def _execute(self, orders):
+        """Carry out orders, leaving what may block to a thread."""
+        for waiter in orders.settled:
+            waiter.notify()
+        orders.settled = []
+        for _ in range(orders.connects):
+            self._pool._start_connecting()
+        orders.connects = 0
+        if (
+            orders.closing
+            or orders.returned
+            or orders.lost
+            or orders.leaks
+            or orders.gave_up is not None
+        ):
+            workers.run(functools.partial(self._pool._execute, orders))
+
+    # Steering.
+
+    async def open(self, wait=False, timeout=30.0):
+        """Do what ConnectionPool.open() does."""
+        self._validate_loop(_get_running_loop())
+        await call_in_thread(self._pool.open)
+        if wait:
+            await self.wait(timeout)
+
+    async def wait(self, timeout=30.0):
+        """Do what ConnectionPool.wait() does."""
+        self._validate_loop(_get_running_loop())
+        await call_in_thread(self._pool.wait, timeout)
+
+    async def close(self, timeout=5.0):
+        """
+        Close the pool for good, as ConnectionPool.close() does. If it lends
+        another pool's connections, that one stays open.
+        """
+        self._loop = CLOSED
+        if not self._is_owner:
+            return True
+        return await call_in_thread(self._pool.close, timeout)
+
+    async def drain(self):
+        """Do what ConnectionPool.drain() does."""
+        await call_in_thread(self._pool.drain)
+
+    async def resize(self, min_size, max_size):
+        """Do what ConnectionPool.resize() does."""
+        await call_in_thread(self._pool.resize, min_size, max_size)
+
+    async def check(self):
+        """Do what ConnectionPool.check() does."""
+        await call_in_thread(self._pool.check)
+
+    async def suspend(self):
+        """Do what ConnectionPool.suspend() does."""
+        self._pool.suspend()
+
+    async def resume(self):
+        """Do what ConnectionPool.resume() does."""
+        with self._pool._lock:
+            orders = self._pool._core.resume(self._pool._clock())
+        self._execute(orders)
+
+    def stats(self):
+        """Return a PoolStats, of threads and tasks together."""
+        return self._pool.stats()
