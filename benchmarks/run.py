@@ -41,6 +41,7 @@ PARTS = {
     "c": "serving",
     "d": "recovery",
     "e": "costs",
+    "f": "tasks",
 }
 
 SERVERS = {

@@ -13,6 +13,7 @@ PACKAGES = [
     "psycopg",
     "psycopg_pool",
     "mysqlclient",
+    "asyncpg",
     "SQLAlchemy",
     "django-db-connection-pool",
     "django-pg-real-pool",

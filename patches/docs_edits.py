@@ -17,6 +17,24 @@ or use the :ref:`transaction mode <connection-pools-transaction-mode>`, in
 which requests use a connection only while they query the database.
 """
 
+# Behind the paragraph that says that transactions don't work in async mode.
+TASKS = """
+For SQL of your own, the :ref:`connection pool <connection-pools>` of a
+database lends connections to coroutines, which can use transactions::
+
+    from django.db.pool import aconnection
+
+
+    async def transfer(source, target, amount):
+        async with aconnection() as connection, connection.atomic():
+            async with connection.cursor() as cursor:
+                await cursor.execute(...)
+                await cursor.execute(...)
+
+See :ref:`connection-pools-tasks` for details. The ORM doesn't use these
+connections, so its queries aren't part of such transactions.
+"""
+
 DOCS_FILES = [
     add("docs/releases/6.2.txt"),
 ]
@@ -118,6 +136,11 @@ DOCS_EDITS = [
         ":setting:`POOL <DATABASE-POOL>` by the number of such requests in a "
         "process,\n" + TRANSACTION_MODE,
         versions=["5.2"],
+    ),
+    insert_after(
+        "docs/topics/async.txt",
+        "synchronous function and call it using :func:`sync_to_async`.\n",
+        TASKS,
     ),
     # The newest releases of 6.0 say more than the first, so the text as such
     # stays.

@@ -126,7 +126,6 @@ class AsyncConnectionPool:
                 % type(pool).__name__
             )
         self._pool = pool
-        self._release = pool.release
         connector = pool.connector
         self._enter_loop = connector.enter_loop
         self._leave_loop = connector.leave_loop
@@ -179,8 +178,14 @@ class AsyncConnectionPool:
         entry = await self.acquire(timeout)
         try:
             yield entry.connection_in_loop
-        finally:
+        except GeneratorExit:
+            # The task is being collected: nothing may be locked or awaited.
+            self.release_later(entry)
+            raise
+        except BaseException:
             await self.release(entry)
+            raise
+        await self.release(entry)
 
     async def acquire(self, timeout=None):
         """
@@ -215,11 +220,12 @@ class AsyncConnectionPool:
                         pool._record_holder(entry, 2)
                     if self._has_plain_loops:
                         entry.connection_in_loop = entry.connection
-                    else:
-                        self._enter_loop(entry, loop)
+                    elif (prepare := self._enter_loop(entry, loop)) is not None:
+                        await self._prepare(entry, prepare)
                     return entry
         entry = await self._wait_for_entry(timeout, loop, entry)
-        self._enter_loop(entry, loop)
+        if (prepare := self._enter_loop(entry, loop)) is not None:
+            await self._prepare(entry, prepare)
         return entry
 
     async def release(self, entry):
@@ -229,26 +235,57 @@ class AsyncConnectionPool:
         Raise PoolError if the entry wasn't lent by this pool, or is back
         already; never because of the connection's state.
         """
-        if entry.connection_in_loop is None:
-            return self._pool._refuse(entry)
+        pool = self._pool
+        core = pool._core
+        acquired_at = entry.acquired_at
+        if entry.connection_in_loop is None or entry.core is not core:
+            return pool._refuse(entry)
         if self._has_plain_loops:
             entry.connection_in_loop = None
         elif (pending := self._leave_loop(entry)) is not None:
             # Whoever used it has given up on what it's still doing.
             pending.add_done_callback(lambda future: self._discard_soon(entry))
             return
-        if self._release(entry, False) is False:
-            # It has to be cleaned, which takes a round trip.
-            await call_in_thread(self._release, entry)
+        # What ConnectionPool.release() does with what needs no cleaning.
+        is_clean = pool._is_clean
+        try:
+            can_be_used = is_clean is None or is_clean(entry)
+        except Exception:
+            # Drivers raise when asked about a connection that was closed.
+            can_be_used = False
+        if can_be_used and entry.generation == core.generation:
+            entry.idle_since = now = pool._clock()
+            fresh_until = now + entry.trust
+            if fresh_until > entry.expires_at:
+                fresh_until = entry.expires_at
+            if now < entry.expires_at:
+                entry.fresh_until = fresh_until
+                entry.acquired_at = None
+                entry.used_seconds += now - acquired_at
+                if entry.leak_reported:
+                    pool._report_return(entry, now - acquired_at)
+                core.idle.append(entry)
+                if core.contended:
+                    self._settle()
+                return
+        # It has to be cleaned or closed, which may take a round trip.
+        await call_in_thread(pool.release, entry)
 
     async def discard(self, entry):
         """Take back an entry, and close its connection."""
-        if entry.connection_in_loop is None:
+        if entry.connection_in_loop is None or entry.core is not self._pool._core:
             return self._pool._refuse(entry)
         if (pending := self._leave_loop(entry)) is not None:
             pending.add_done_callback(lambda future: self._discard_soon(entry))
         else:
             await call_in_thread(self._pool.discard, entry)
+
+    def release_later(self, entry):
+        """
+        Take back an entry in a finalizer, which must not wait for anything.
+        Its connection is closed, for nobody knows what it was used for last.
+        """
+        self._pool.release_later(entry)
 
     def _discard_soon(self, entry):
         workers.run(functools.partial(self._pool.discard, entry))
@@ -277,6 +314,36 @@ class AsyncConnectionPool:
                 "loop." % (self.name, self.name)
             )
 
+    async def _prepare(self, entry, prepare):
+        """
+        Have a lent entry prepared by a thread. If that raises something, or
+        the caller is cancelled, the entry isn't the caller's anymore.
+        """
+
+        def try_to_prepare():
+            try:
+                prepare()
+            except Exception as e:
+                return e
+
+        def give_up(error):
+            self._leave_loop(entry)
+            self._discard_soon(entry)
+
+        future = call_in_thread(try_to_prepare, give_up=give_up)
+        try:
+            error = await future
+        except GeneratorExit:
+            # As in _is_healthy().
+            raise
+        except BaseException:
+            if future.done() and not future.cancelled():
+                give_up(None)
+            raise
+        if error is not None:
+            give_up(error)
+            raise error
+
     async def _is_healthy(self, entry, now):
         """
         Return whether an owned entry can be lent. If it can't, the caller must
@@ -289,17 +356,19 @@ class AsyncConnectionPool:
             return is_healthy
 
         def give_up(is_healthy):
-            with pool._lock:
-                orders = pool._replace_locked(entry, pool._clock())
-            workers.run(functools.partial(pool._execute, orders))
+            self._give_up(entry, is_healthy)
 
         future = call_in_thread(pool._ask, entry, give_up=give_up)
         try:
             return await future
+        except GeneratorExit:
+            # The task is being collected, and its entry counts as lost. Here
+            # nothing may be locked.
+            raise
         except BaseException:
             if future.done() and not future.cancelled():
                 # It was cancelled on its way back.
-                give_up(None)
+                give_up(future.exception() is None and future.result())
             raise
 
     async def _wait_for_entry(self, timeout, loop, unhealthy=None):
@@ -307,9 +376,7 @@ class AsyncConnectionPool:
         pool = self._pool
         core = pool._core
         if core.inbox:
-            with pool._lock:
-                orders = core.settle(pool._clock())
-            self._execute(orders)
+            self._settle()
         timeout = pool._timeout if timeout is None else timeout
         waiter = TaskWaiter(self, loop)
         now = pool._clock()
@@ -350,6 +417,10 @@ class AsyncConnectionPool:
                 self._execute(orders)
                 if refusal is not None:
                     raise refusal
+        except GeneratorExit:
+            # The task is being collected, as after its loop was closed: what
+            # it was granted counts as lost. Here nothing may be locked.
+            raise
         except BaseException:
             self._withdraw(waiter)
             raise
@@ -377,9 +448,7 @@ class AsyncConnectionPool:
         if waiter.entry is None and waiter.error is None:
             # The time is up. What was granted right now is as good.
             if waiter.queued_at < deadline and pool._collect_garbage():
-                with pool._lock:
-                    orders = pool._core.settle(pool._clock())
-                self._execute(orders)
+                self._settle()
             with pool._lock:
                 entry = pool._core.withdraw(waiter, pool._clock())
                 if entry is None and waiter.error is None:
@@ -390,20 +459,51 @@ class AsyncConnectionPool:
     def _withdraw(self, waiter):
         """Take a waiter out of the line, giving up what it was granted."""
         pool = self._pool
+        with pool._lock:
+            entry = pool._core.withdraw(waiter, pool._clock())
+            waiter.entry = None
+        if entry is not None and entry.connection is not None:
+            # Nobody has touched it.
+            self._give_up(entry, True)
+
+    def _take_back_grant(self, waiter):
+        """
+        Give up what a task was granted whose loop is closed. Any thread may
+        call this.
+        """
+        pool = self._pool
+        core = pool._core
         now = pool._clock()
         with pool._lock:
-            core = pool._core
-            entry = core.withdraw(waiter, now)
-            waiter.entry = None
-            if entry is None or entry.connection is None:
-                return
-            # Nobody has touched it, so whoever is next may have it.
-            core.idle.append(entry)
-            orders = core.settle(now)
+            # The others are taken out of the line at once, or each would be
+            # granted the entry, and give it up within the call of the one
+            # before.
+            for other in list(core.waiters):
+                if (
+                    isinstance(other, TaskWaiter)
+                    and other.future.get_loop().is_closed()
+                ):
+                    core.withdraw(other, now)
+        self._withdraw(waiter)
+
+    def _give_up(self, entry, is_healthy):
+        """Give up an owned entry that nobody has used since it was idle."""
+        pool = self._pool
+        core = pool._core
+        now = pool._clock()
+        with pool._lock:
+            if is_healthy and pool.supports_reuse and core.is_lendable(entry, now):
+                # Whoever is next may have it.
+                core.idle.append(entry)
+                orders = core.settle(now)
+            else:
+                orders = pool._replace_locked(entry, now)
         self._execute(orders)
 
-    # What notify() calls, in any thread, if the task's loop is closed.
-    _take_back_grant = _withdraw
+    def _settle(self):
+        with self._pool._lock:
+            orders = self._pool._core.settle(self._pool._clock())
+        self._execute(orders)
 
     def _execute(self, orders):
         """Carry out orders, leaving what may block to a thread."""

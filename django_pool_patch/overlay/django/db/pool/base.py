@@ -150,6 +150,8 @@ class BaseConnector:
         """
         Set entry.connection_in_loop to what the tasks of a running event loop
         are to use the connection by. Don't block.
+
+        Return None, or what is to be called in a thread before they use it.
         """
         entry.connection_in_loop = entry.connection
 

@@ -120,16 +120,14 @@ class PoolRegistry:
             pool = found[3]
         else:
             pool = self[alias]
-        try:
-            return pool.loops[loop]
-        except (AttributeError, KeyError):
-            # That is another class's pool, or the loop's first use of it.
-            pass
-        for other in list(pool.loops):
-            if other.is_closed():
-                pool.loops.pop(other, None)
-        async_pool = connections[alias].async_pool_class(pool=pool)
-        pool.loops[loop] = async_pool
+        # Other pools have none, which the constructor below complains of.
+        loops = getattr(pool, "loops", {})
+        if (async_pool := loops.get(loop)) is None:
+            async_pool = connections[alias].async_pool_class(pool=pool)
+            for other in list(loops):
+                if other.is_closed():
+                    loops.pop(other, None)
+            loops[loop] = async_pool
         return async_pool
 
     def _find(self, wrapper, settings_dict):

@@ -57,8 +57,7 @@ class aconnection:
     async def __aenter__(self):
         alias = self.alias
         task = asyncio.current_task()
-        connections = _connections.get()
-        found = connections.get(alias)
+        found = _connections.get().get(alias)
         if found is not None and found.connection is not None:
             if found.task is task:
                 found.depth += 1
@@ -73,10 +72,17 @@ class aconnection:
                 )
         self._outer = found
         pool = apools[alias]
-        entry = await pool.acquire()
+        try:
+            entry = await pool.acquire()
+        except Exception:
+            # Connecting raises the driver's exceptions.
+            from django.db import connections
+
+            with connections[alias].wrap_database_errors:
+                raise
         connection = pool.connector.make_task_connection(pool, entry, task)
         self._connection = connection
-        _connections.set({**connections, alias: connection})
+        _connections.set({**_connections.get(), alias: connection})
         return connection
 
     async def __aexit__(self, exc_type, exc_value, traceback):
@@ -87,7 +93,11 @@ class aconnection:
             # Not by a token: a generator may end in another context.
             if connections.get(self.alias) is connection:
                 _connections.set({**connections, self.alias: self._outer})
-            await connection.give_back()
+            if exc_type is GeneratorExit:
+                # The task is being collected: nothing may be awaited.
+                connection.give_back_later()
+            else:
+                await connection.give_back()
 
 
 apools = AsyncPools()

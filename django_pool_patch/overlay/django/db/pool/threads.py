@@ -195,11 +195,7 @@ class ConnectionPool(BasePool):
                 return self._wait_for_entry(timeout, entry)
         return self._wait_for_entry(timeout)
 
-    def release(self, entry, may_block=True):
-        """
-        Do what BasePool.release() does. Unless it `may_block`, return False
-        when that needs a round trip, without having done anything.
-        """
+    def release(self, entry):
         core = self._core
         acquired_at = entry.acquired_at
         if acquired_at is None or entry.core is not core:
@@ -211,11 +207,8 @@ class ConnectionPool(BasePool):
             except Exception:
                 # Drivers raise when asked about a connection that was closed.
                 can_be_used = False
-            if not can_be_used:
-                if not may_block:
-                    return False
-                if not self._clean(entry):
-                    return self.discard(entry)
+            if not can_be_used and not self._clean(entry):
+                return self.discard(entry)
         if entry.generation != core.generation:
             return self.discard(entry)
         entry.idle_since = now = self._clock()
@@ -881,6 +874,7 @@ class ConnectionPool(BasePool):
         self._core.contended = (
             abandoned.is_closed or abandoned.is_suspended or LOCK_ALWAYS
         )
+        self.loops = {}
         for entry in entries:
             self.connector.abandon(entry)
         self.connector.after_fork_in_child()
@@ -902,9 +896,11 @@ class NullPool(ConnectionPool):
                 "NullPool keeps no connections open. Remove 'min_size', or use "
                 "ConnectionPool."
             )
+        # Tasks ask this before they hand it to a thread.
+        self._is_clean = self._never_clean
 
-    def release(self, entry, may_block=True):
-        return self.discard(entry) if may_block else False
+    def release(self, entry):
+        self.discard(entry)
 
     def _open_one(self):
         goes_on = super()._open_one()

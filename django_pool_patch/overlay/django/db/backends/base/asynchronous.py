@@ -29,6 +29,18 @@ class AsyncDatabaseWrapper:
 
     queries_limit = 9000
 
+    # One is made for each block, and most of it stays as it is.
+    force_debug_cursor = False
+    execute_wrappers = ()
+    queries_log = ()
+    # Of transactions, as in DatabaseWrapper.
+    in_atomic_block = False
+    atomic_blocks = ()
+    savepoint_ids = ()
+    savepoint_state = 0
+    needs_rollback = False
+    run_on_commit = ()
+
     def __init__(self, alias, pool, entry, task):
         self.alias = alias
         self.pool = pool
@@ -41,16 +53,6 @@ class AsyncDatabaseWrapper:
         # The one for threads which initialized the connection.
         self._wrapper = entry.session.wrapper
         self.wrap_database_errors = self._wrapper.wrap_database_errors
-        self.execute_wrappers = []
-        self.force_debug_cursor = False
-        self.queries_log = deque(maxlen=self.queries_limit)
-        # Of transactions, as in DatabaseWrapper.
-        self.in_atomic_block = False
-        self.atomic_blocks = []
-        self.savepoint_ids = []
-        self.savepoint_state = 0
-        self.needs_rollback = False
-        self.run_on_commit = []
 
     def __repr__(self):
         return "<%s vendor=%r alias=%r>" % (
@@ -87,12 +89,18 @@ class AsyncDatabaseWrapper:
 
         Raise InterfaceError if the connection was given back.
         """
+        self.validate_block()
+        with self.wrap_database_errors:
+            cursor = self.connection.cursor()
+        return AsyncCursorWrapper(cursor, self)
+
+    def validate_block(self):
+        """Raise InterfaceError if the connection may be another's by now."""
         if self.connection is None:
             raise InterfaceError(
                 "The connection to '%s' was given back at the end of its block. "
                 "Use it within `async with aconnection()`." % self.alias
             )
-        return AsyncCursorWrapper(self.connection.cursor(), self)
 
     @contextmanager
     def execute_wrapper(self, wrapper):
@@ -103,11 +111,11 @@ class AsyncDatabaseWrapper:
         context. What it returns is awaited, so it may be a coroutine function,
         or return what execute() returns.
         """
-        self.execute_wrappers.append(wrapper)
+        self.execute_wrappers = [*self.execute_wrappers, wrapper]
         try:
             yield
         finally:
-            self.execute_wrappers.pop()
+            self.execute_wrappers = self.execute_wrappers[:-1]
 
     @property
     def queries_logged(self):
@@ -160,7 +168,8 @@ class AsyncDatabaseWrapper:
         if not callable(func):
             raise TypeError("on_commit()'s callback must be a callable.")
         if self.in_atomic_block:
-            self.run_on_commit.append((set(self.savepoint_ids), func, robust))
+            hook = set(self.savepoint_ids), func, robust
+            self.run_on_commit = [*self.run_on_commit, hook]
         else:
             await self._run_commit_hook(func, robust)
 
@@ -177,7 +186,7 @@ class AsyncDatabaseWrapper:
             )
 
     async def _run_and_clear_commit_hooks(self):
-        hooks, self.run_on_commit = self.run_on_commit, []
+        hooks, self.run_on_commit = self.run_on_commit, ()
         for _, func, robust in hooks:
             await self._run_commit_hook(func, robust)
 
@@ -238,6 +247,8 @@ class AsyncDatabaseWrapper:
     def log_query(self, sql, params, seconds, many=None):
         """Log a statement, and keep it for `queries`. many counts params."""
         shown = sql if many is None else "%s times: %s" % (many, sql)
+        if not self.queries_log:
+            self.queries_log = deque(maxlen=self.queries_limit)
         self.queries_log.append({"sql": shown, "time": "%.3f" % seconds})
         query_logger.debug(
             "(%.3f) %s; args=%s; alias=%s",
@@ -267,6 +278,11 @@ class AsyncDatabaseWrapper:
             entry.session.is_suspect = True
         await self.pool.release(entry)
 
+    def give_back_later(self):
+        """Do what give_back() does, in a finalizer."""
+        entry, self.entry, self.connection = self.entry, None, None
+        self.pool.release_later(entry)
+
 
 class AsyncCursorWrapper:
     """A cursor of the driver's, with Django's errors, wrappers and logging."""
@@ -284,7 +300,7 @@ class AsyncCursorWrapper:
     async def __aexit__(self, exc_type, exc_value, traceback):
         # As with cursors for threads, errors in cleaning up tell nothing.
         try:
-            await self.close()
+            await self.cursor.close()
         except self.db.Database.Error:
             pass
 
@@ -300,7 +316,16 @@ class AsyncCursorWrapper:
         Raise an exception of django.db.utils for the driver's, and
         TransactionManagementError in a transaction that has to be rolled back.
         """
-        return await self._execute_with_wrappers(sql, params, False, self._execute)
+        db = self.db
+        if db.execute_wrappers or db.force_debug_cursor or settings.DEBUG:
+            return await self._execute_with_wrappers(sql, params, False, self._execute)
+        # _execute(), written out: it's what most statements come to.
+        if db.needs_rollback or db.connection is None:
+            self._validate()
+        with db.wrap_database_errors:
+            if params is None:
+                return await self.cursor.execute(sql)
+            return await self.cursor.execute(sql, params)
 
     async def executemany(self, sql, param_list):
         """Execute a statement with each of the parameters."""
@@ -310,7 +335,7 @@ class AsyncCursorWrapper:
 
     async def callproc(self, procname, params=None):
         """Call a procedure."""
-        self.db.validate_no_broken_transaction()
+        self._validate()
         with self.db.wrap_database_errors:
             args = (procname,) if params is None else (procname, params)
             return await self.cursor.callproc(*args)
@@ -356,15 +381,19 @@ class AsyncCursorWrapper:
                 sql = db.ops.last_executed_query(self.cursor, sql, params)
             db.log_query(sql, params, seconds, count)
 
-    async def _execute(self, sql, params, *ignored_wrapper_args):
+    def _validate(self):
+        self.db.validate_block()
         self.db.validate_no_broken_transaction()
+
+    async def _execute(self, sql, params, *ignored_wrapper_args):
+        self._validate()
         with self.db.wrap_database_errors:
             if params is None:
                 return await self.cursor.execute(sql)
             return await self.cursor.execute(sql, params)
 
     async def _executemany(self, sql, param_list, *ignored_wrapper_args):
-        self.db.validate_no_broken_transaction()
+        self._validate()
         with self.db.wrap_database_errors:
             return await self.cursor.executemany(sql, param_list)
 
@@ -397,16 +426,17 @@ class AsyncAtomic:
             await connection._begin()
             connection.in_atomic_block = True
         elif self.savepoint and not connection.needs_rollback:
-            connection.savepoint_ids.append(await connection.savepoint())
+            sid = await connection.savepoint()
+            connection.savepoint_ids = [*connection.savepoint_ids, sid]
         else:
-            connection.savepoint_ids.append(None)
-        connection.atomic_blocks.append(self)
+            connection.savepoint_ids = [*connection.savepoint_ids, None]
+        connection.atomic_blocks = [*connection.atomic_blocks, self]
 
     async def __aexit__(self, exc_type, exc_value, traceback):
         connection = self.connection
-        connection.atomic_blocks.pop()
+        connection.atomic_blocks = connection.atomic_blocks[:-1]
         if connection.savepoint_ids:
-            sid = connection.savepoint_ids.pop()
+            *connection.savepoint_ids, sid = connection.savepoint_ids
             await self._end_inner_block(sid, exc_type)
         else:
             await self._end_outermost_block(exc_type)
@@ -448,12 +478,12 @@ class AsyncAtomic:
             try:
                 await connection._end(commit=True)
             except BaseException:
-                connection.run_on_commit = []
+                connection.run_on_commit = ()
                 await self._try_to_roll_back()
                 raise
             await connection._run_and_clear_commit_hooks()
         else:
-            connection.run_on_commit = []
+            connection.run_on_commit = ()
             await self._try_to_roll_back()
 
     async def _try_to_roll_back(self):

@@ -173,6 +173,28 @@ def _send_connection_created(wrapper, lease):
         wrapper._pool_busy -= 1
 
 
+def announce(alias, entry):
+    """
+    Have the receivers of connection_created prepare a connection that a task
+    is going to use: by the running thread's wrapper, which has it meanwhile.
+    """
+    from django.db import connections
+
+    entry.session.is_announced_to_tasks = True
+    wrapper = connections[alias]
+    wrapper.close()
+    wrapper.autocommit = wrapper.settings_dict["AUTOCOMMIT"]
+    wrapper.__dict__.update(entry.facts)
+    lease = wrapper._pool_lease = Lease(wrapper, get_pool(wrapper), entry)
+    # It goes back to the task.
+    lease.by_statement = False
+    wrapper.connection = entry.connection
+    try:
+        connection_created.send(sender=wrapper.__class__, connection=wrapper)
+    finally:
+        _end_lease(wrapper, lease)
+
+
 # Giving back.
 
 

@@ -7,10 +7,25 @@ whose drivers can do without one have an object of their own.
 """
 
 import asyncio
-from concurrent.futures import Future
+import functools
+import logging
+import weakref
+from concurrent.futures import Future, wait
 
 from django.db.backends.base.statements import TRANSACTION
-from django.db.pool.asyncio import call_in_thread
+from django.db.pool.asyncio import call_in_thread, workers
+from django.db.utils import InterfaceError
+
+logger = logging.getLogger("django.db.pool")
+
+# Seconds between attempts to interrupt a statement: an interruption that comes
+# before the statement has no effect.
+SHORTEST_PAUSE = 0.001
+LONGEST_PAUSE = 1.0
+
+# A future that is done: the connection can be closed.
+NOTHING_PENDING = Future()
+NOTHING_PENDING.set_result(None)
 
 
 def note_statement(connector, session, sql):
@@ -34,8 +49,9 @@ class ThreadedConnection:
     A connection used by tasks. What blocks is done in a thread, one thing at a
     time.
 
-    When a task is cancelled, what its thread is doing goes on, but for drivers
-    that can be interrupted. Whoever uses the connection next, waits for that.
+    When a task is cancelled, what its thread is doing is interrupted, if the
+    driver can do that, and the connection is closed at the end of its use: an
+    interruption that comes late mustn't hit another's statement.
     """
 
     def __init__(self, connector, entry):
@@ -44,15 +60,21 @@ class ThreadedConnection:
         # The driver's, for threads.
         self.connection = entry.connection
         self._lock = asyncio.Lock()
-        # Done when a thread doesn't use the connection anymore.
+        # Done when a thread doesn't use the connection anymore; None unless
+        # one does.
         self._pending = None
+        self._was_interrupted = False
+        # Those whose users may not have closed them.
+        self._cursors = weakref.WeakSet()
 
     def __repr__(self):
         return "<%s %s>" % (type(self).__name__, self.session.wrapper.vendor)
 
     def cursor(self):
         """Return a cursor. It's made when it's first used."""
-        return ThreadedCursor(self)
+        cursor = ThreadedCursor(self)
+        self._cursors.add(cursor)
+        return cursor
 
     async def execute(self, sql, params=None):
         """Return a new cursor that has executed a statement."""
@@ -112,15 +134,42 @@ class ThreadedConnection:
             try:
                 return await call_in_thread(call)
             except asyncio.CancelledError:
-                self.connector.interrupt(self.connection)
+                self._was_interrupted = True
+                workers.run(functools.partial(self._interrupt, pending))
                 raise
             finally:
                 if pending.done():
                     self._pending = None
 
+    def _interrupt(self, pending):
+        """Interrupt what a thread is doing, or is just about to do."""
+        pause = SHORTEST_PAUSE
+        while not pending.done():
+            try:
+                self.connector.interrupt(self.connection)
+            except Exception as e:
+                # It can't be interrupted, or it's done, and closed, by now.
+                logger.debug("Interrupting a statement raised %s.", type(e).__name__)
+                return
+            wait([pending], pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
     def leave(self):
         """Do what leave_loop() of the connector promises."""
+        if self._pending is None:
+            self._abandon_cursors()
+        else:
+            self._pending.add_done_callback(self._abandon_cursors)
+        if self._was_interrupted and self._pending is None:
+            return NOTHING_PENDING
         return self._pending
+
+    def _abandon_cursors(self, pending=None):
+        # SQLite would go on locking what they read, even after the connection
+        # is closed, and a traceback may keep them alive.
+        for cursor in list(self._cursors):
+            cursor.connection = cursor.cursor = None
+        self._cursors.clear()
 
 
 class ThreadedCursor:
@@ -181,11 +230,19 @@ class ThreadedCursor:
             await self._call("close")
 
     def _note(self, sql):
-        connection = self.connection
+        connection = self._get_connection()
         note_statement(connection.connector, connection.session, sql)
 
+    def _get_connection(self):
+        if self.connection is None:
+            raise InterfaceError(
+                "The connection of this cursor was given back, and may be in use "
+                "by others. Get a new cursor."
+            )
+        return self.connection
+
     async def _call(self, name, *args):
-        return await self.connection.run(self._call_now, name, *args)
+        return await self._get_connection().run(self._call_now, name, *args)
 
     def _call_now(self, name, *args):
         if self.cursor is None:

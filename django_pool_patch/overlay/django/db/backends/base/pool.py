@@ -1,10 +1,13 @@
 """A connector that works with any backend, and that backends refine."""
 
+import functools
 import weakref
 
 from django.db.backends.base.asynchronous import AsyncDatabaseWrapper
+from django.db.backends.base.lending import announce
 from django.db.backends.base.loops import ThreadedConnection
 from django.db.backends.base.statements import SESSION_STATEMENTS
+from django.db.backends.signals import connection_created
 from django.db.pool.base import BaseConnector
 from django.db.pool.registry import identity
 
@@ -39,6 +42,7 @@ class Session:
         "is_suspect",
         "is_touched",
         "is_announced",
+        "is_announced_to_tasks",
         "notes",
         "in_loop",
         "loop",
@@ -59,8 +63,10 @@ class Session:
         # Whether somebody may have changed what a transaction's end doesn't
         # undo. Whoever sets it sets is_suspect too.
         self.is_touched = False
-        # Whether connection_created was sent for it, in transaction mode.
+        # Whether connection_created was sent for it: in transaction mode, and
+        # before it was lent to a task.
         self.is_announced = False
+        self.is_announced_to_tasks = False
         # Room for receivers of connection_created that prepare the driver's
         # connection, and need to do so only once.
         self.notes = {}
@@ -169,7 +175,8 @@ class DatabaseConnector(BaseConnector):
         session.wrapper.init_connection_state()
         session.initial_state = self.read_state(entry.connection)
         session.autocommit = self.autocommit
-        session.is_suspect = session.is_touched = session.is_announced = False
+        session.is_suspect = session.is_touched = False
+        session.is_announced = session.is_announced_to_tasks = False
         session.notes.clear()
 
     def close(self, connection):
@@ -269,6 +276,9 @@ class DatabaseConnector(BaseConnector):
             in_loop = session.in_loop = self.make_connection_in_loop(entry, loop)
             session.loop = weakref.ref(loop)
         entry.connection_in_loop = in_loop
+        if connection_created.receivers and not session.is_announced_to_tasks:
+            # Receivers are written for threads.
+            return functools.partial(announce, self.alias, entry)
 
     def leave_loop(self, entry):
         entry.connection_in_loop = None
@@ -290,9 +300,12 @@ class DatabaseConnector(BaseConnector):
 
     def interrupt(self, connection):
         """
-        Interrupt, from another thread, what a connection is executing, if
-        that's possible.
+        Interrupt what a connection is executing in another thread. This may
+        block, and be called several times.
         """
+        raise NotImplementedError(
+            "subclasses of DatabaseConnector may require an interrupt() method"
+        )
 
     # Lessees.
 

@@ -7,7 +7,7 @@ from contextlib import closing
 
 from MySQLdb import OperationalError, ProgrammingError
 
-from django.db.backends.base.loops import note_statement
+from django.db.backends.base.loops import NOTHING_PENDING, note_statement
 from django.db.backends.mysql.base import CursorWrapper
 from django.db.pool.asyncio import call_in_thread
 from django.db.utils import IntegrityError
@@ -23,10 +23,6 @@ except ImportError:
 # at the end of a statement. When less has come, there's nothing more to wait
 # for. A statement longer than this isn't sent without waiting either.
 NET_BUFFER_LENGTH = 16384
-
-# A future that is done: the connection can be closed.
-NOTHING_PENDING = Future()
-NOTHING_PENDING.set_result(None)
 
 
 class AsyncConnection:

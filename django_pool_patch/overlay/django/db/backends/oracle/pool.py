@@ -42,6 +42,9 @@ class DatabaseConnector(BaseDatabaseConnector):
         if entry.connection.transaction_in_progress:
             entry.connection.rollback()
 
+    def interrupt(self, connection):
+        connection.cancel()
+
     def connection_limit(self, wrapper):
         with wrapper.cursor() as cursor:
             # Needs a privilege that applications seldom have.

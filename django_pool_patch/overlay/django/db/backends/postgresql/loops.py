@@ -1,36 +1,45 @@
 """psycopg's AsyncConnection on a pooled connection."""
 
-from concurrent.futures import Future
+import asyncio
 
 import psycopg
+from psycopg import sql
 
-from django.db.backends.base.loops import note_statement
+from django.db.backends.base.loops import NOTHING_PENDING, note_statement
 
-# PQTRANS_ACTIVE of libpq: a command is in progress.
+# PQTRANS_IDLE and PQTRANS_ACTIVE of libpq: there is no transaction, and a
+# command is in progress.
+TRANSACTION_STATUS_IDLE = 0
 TRANSACTION_STATUS_ACTIVE = 1
-
-# A future that is done: the connection can be closed.
-NOTHING_PENDING = Future()
-NOTHING_PENDING.set_result(None)
 
 
 class NotingCursorMixin:
     """Note statements that touch the session."""
 
-    async def execute(self, query, params=None, **kwargs):
-        connection = self.connection
-        note_statement(connection.connector, connection.session, query)
-        return await super().execute(query, params, **kwargs)
+    # These return what is to be awaited, as coroutines do.
 
-    async def executemany(self, query, *args, **kwargs):
+    def execute(self, query, params=None, **kwargs):
+        connection = self.connection
+        if not connection.is_plain(query):
+            note_statement(connection.connector, connection.session, query)
+        return super().execute(query, params, **kwargs)
+
+    def executemany(self, query, *args, **kwargs):
         connection = self.connection
         note_statement(connection.connector, connection.session, query)
-        return await super().executemany(query, *args, **kwargs)
+        return super().executemany(query, *args, **kwargs)
 
     def copy(self, statement, *args, **kwargs):
         connection = self.connection
         note_statement(connection.connector, connection.session, statement)
         return super().copy(statement, *args, **kwargs)
+
+    async def callproc(self, name, args=None):
+        if not isinstance(name, sql.Identifier):
+            name = sql.Identifier(name)
+        arguments = sql.SQL(",").join(map(sql.Literal, args or ()))
+        await self.execute(sql.SQL("SELECT * FROM {}({})").format(name, arguments))
+        return args
 
 
 class AsyncCursor(NotingCursorMixin, psycopg.AsyncClientCursor):
@@ -58,6 +67,7 @@ class AsyncConnection(psycopg.AsyncConnection):
         self._loop_handlers = pgconn.notice_handler, pgconn.notify_handler
         self.connector = connector
         self.session = entry.session
+        self.is_plain = self.session.is_plain
         self.row_factory = psycopg.rows.tuple_row
         options = self.session.wrapper.settings_dict["OPTIONS"]
         self.cursor_factory = (
@@ -80,16 +90,30 @@ class AsyncConnection(psycopg.AsyncConnection):
         return self.autocommit, self.isolation_level, self.read_only, self.deferrable
 
     async def begin(self):
-        """Begin a transaction at the next statement."""
+        """Begin a transaction."""
         await self.set_autocommit(False)
+        # The first statement would do it. But if that is cancelled before the
+        # server has begun, psycopg goes on, and executes the statement.
+        async with self.lock:
+            await self.wait(self._start_query())
 
     async def end(self, commit):
         """End the transaction."""
         try:
             await (self.commit() if commit else self.rollback())
         finally:
-            if not self.closed:
+            # Otherwise it isn't used anymore, or the next user gets another
+            # object.
+            if self.pgconn.transaction_status == TRANSACTION_STATUS_IDLE:
                 await self.set_autocommit(self._initial_state[0])
+
+    async def cancel_safe(self, **kwargs):
+        """
+        Have the server cancel what it's executing. psycopg does so when a task
+        is cancelled; if that is cancelled again, the server is told all the
+        same.
+        """
+        await asyncio.shield(super().cancel_safe(**kwargs))
 
     def enter(self):
         self.pgconn.notice_handler, self.pgconn.notify_handler = self._loop_handlers

@@ -88,11 +88,17 @@ class DatabaseConnector(BaseDatabaseConnector):
     if is_psycopg3:
 
         def enter_loop(self, entry, loop):
-            super().enter_loop(entry, loop)
+            prepare = super().enter_loop(entry, loop)
             entry.connection_in_loop.enter()
+            return prepare
 
         def make_connection_in_loop(self, entry, loop):
             return AsyncConnection(self, entry)
+
+    else:
+
+        def interrupt(self, connection):
+            connection.cancel()
 
     def connection_limit(self, wrapper):
         with wrapper.cursor() as cursor:
