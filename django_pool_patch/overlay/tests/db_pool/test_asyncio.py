@@ -24,7 +24,6 @@ from django.db.pool import (
     PoolError,
     PoolFull,
     PoolTimeout,
-    asyncio as pool_asyncio,
     threads,
 )
 from django.db.pool.asyncio import call_in_thread, workers
@@ -1998,7 +1997,7 @@ class CallInThreadTests(SimpleTestCase):
 
     async def test_no_more_threads(self):
         with (
-            mock.patch.object(pool_asyncio.workers, "_free", 0),
+            mock.patch.object(workers, "_free", 0),
             mock.patch.object(threading.Thread, "start", side_effect=RuntimeError),
         ):
             with self.assertRaises(RuntimeError):
