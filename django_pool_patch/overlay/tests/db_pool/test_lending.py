@@ -512,6 +512,48 @@ class ReturningTests(LendingTestCase):
         self.assertEqual(checked, [first])
         self.assertEqual(wrapper.connection_pool.stats().check_failures, 1)
 
+    def test_receiver_that_raises(self):
+        """What it did is undone, and what follows is noted."""
+
+        def fail(**kwargs):
+            raise ValueError("receiver")
+
+        for mode in ("session", "transaction"):
+            with self.subTest(mode=mode):
+                wrapper = self.make_wrapper(mode=mode)
+                connection_created.connect(fail)
+                try:
+                    with self.assertRaisesMessage(ValueError, "receiver"):
+                        self.select(wrapper)
+                finally:
+                    connection_created.disconnect(fail)
+                self.assertEqual(self.select(wrapper), 1)
+                wrapper.close()
+                self.assertEqual(wrapper.connection_pool.stats().resets, 1)
+
+    @unittest.skipUnless(
+        connection.vendor == "postgresql" and is_psycopg3, "psycopg 3 only"
+    )
+    def test_attributes_of_the_drivers_connection(self):
+        from psycopg.rows import dict_row, tuple_row
+
+        wrapper = self.make_wrapper(max_size=1)
+        driver_connection = self.use(wrapper)
+        for name, value, initial in [
+            ("read_only", True, None),
+            ("deferrable", True, None),
+            ("row_factory", dict_row, tuple_row),
+            ("isolation_level", IsolationLevel.SERIALIZABLE, None),
+        ]:
+            with self.subTest(name=name):
+                wrapper.ensure_connection()
+                setattr(wrapper.connection, name, value)
+                wrapper.close()
+                wrapper.ensure_connection()
+                self.assertIs(wrapper.connection, driver_connection)
+                self.assertIs(getattr(wrapper.connection, name), initial)
+                wrapper.close()
+
     def test_thread_that_ended(self):
         pool = self.make_wrapper(max_size=1).connection_pool
         wrappers = []

@@ -2,6 +2,7 @@ import asyncio
 import contextvars
 import datetime
 import decimal
+import gc
 import logging
 import threading
 import unittest
@@ -9,8 +10,10 @@ from unittest import mock
 
 from django.db import (
     DatabaseError,
+    Error,
     IntegrityError,
     InterfaceError,
+    OperationalError,
     ProgrammingError,
     connection,
     connections,
@@ -36,6 +39,9 @@ if connection.vendor == "postgresql":
     from django.db.backends.postgresql.psycopg_any import is_psycopg3
 else:
     is_psycopg3 = False
+
+if is_psycopg3:
+    from psycopg import rows as psycopg_rows
 
 INSERT = "INSERT INTO db_pool_item (name) VALUES (%s)"
 
@@ -464,6 +470,38 @@ class AtomicTests(TaskTestCase):
         self.assertEqual(await self.anames(), [])
         self.assertEqual(self.pool.stats().opened, 1)
 
+    async def test_cancelled_while_beginning(self):
+        """What follows isn't part of a transaction that nobody commits."""
+        async with aconnection() as task_connection:
+            in_loop_class = type(task_connection.connection)
+        begin = in_loop_class.begin
+
+        async def begin_and_cancel(self):
+            asyncio.current_task().cancel()
+            await begin(self)
+
+        async def use():
+            async with aconnection() as task_connection:
+                with mock.patch.object(in_loop_class, "begin", begin_and_cancel):
+                    with self.assertRaises(asyncio.CancelledError):
+                        async with task_connection.atomic():
+                            self.fail("It was cancelled.")
+                if connection.vendor == "mysql":
+                    # The connection can't be used anymore, and says so.
+                    with self.assertRaisesMessage(InterfaceError, "End the block."):
+                        await self.ainsert(task_connection, "kept")
+                    with self.assertRaisesMessage(InterfaceError, "End the block."):
+                        async with task_connection.atomic():
+                            pass
+                    return []
+                await self.ainsert(task_connection, "kept")
+                return ["kept"]
+
+        kept = await asyncio.create_task(use())
+        self.assertEqual(await self.anames(), kept)
+        await asyncio.to_thread(wait_until, lambda: not self.pool.stats().in_use)
+        self.assertAllBack()
+
     async def test_left_in_a_transaction(self):
         """Nobody gets into another's transaction."""
         async with aconnection() as task_connection:
@@ -580,7 +618,12 @@ class ScopeTests(TaskTestCase):
             async with apools["default"].connection():
                 await asyncio.Event().wait()
 
-        for function in (use_connection, use_pool):
+        async def use_cursor():
+            async with aconnection() as task_connection:
+                async with task_connection.cursor():
+                    await asyncio.Event().wait()
+
+        for function in (use_connection, use_pool, use_cursor):
             with self.subTest(function=function):
                 # Warm, so that it's lent at once.
                 await self.aselect()
@@ -594,6 +637,49 @@ class ScopeTests(TaskTestCase):
                     wait_until, lambda: not self.pool.stats().in_use
                 )
                 self.assertAllBack()
+
+    def test_collected_after_its_loop(self):
+        """Whatever it was in the midst of, its connection isn't lost."""
+        loop = asyncio.new_event_loop()
+
+        async def use():
+            async with aconnection() as task_connection:
+                async with task_connection.atomic():
+                    async with task_connection.cursor() as cursor:
+                        await cursor.execute(INSERT, ["lost"])
+                        loop.stop()
+                        await asyncio.Event().wait()
+
+        # Task complains of being pending when it's collected.
+        loop.set_exception_handler(lambda loop, context: None)
+        task = loop.create_task(use())
+        loop.run_forever()
+        self.assertEqual(self.pool.stats().in_use, 1)
+        loop.close()
+        del task
+        gc.collect()
+        self.assertEqual(asyncio.run(self.aselect()), 1)
+        wait_until(lambda: not self.pool.stats().in_use)
+        self.assertEqual(list(Item.objects.all()), [])
+        connection.close()
+        self.assertEqual(self.pool.stats().in_use, 0)
+
+    async def test_statement_that_waits_while_its_block_ends(self):
+        """It isn't executed on what is somebody else's by then."""
+        async with aconnection() as task_connection:
+            in_loop = task_connection.connection
+            lock = in_loop.lock if is_psycopg3 else in_loop._lock
+            await lock.acquire()
+            task = asyncio.create_task(self.execute(task_connection, INSERT, ["lost"]))
+            while not lock._waiters:
+                await asyncio.sleep(0)
+            # From here on there is nothing that would let the task go on.
+            lock.release()
+        with self.assertRaises(Error):
+            await task
+        self.assertEqual(await self.aselect("SELECT COUNT(*) FROM db_pool_item"), 0)
+        await asyncio.to_thread(wait_until, lambda: not self.pool.stats().in_use)
+        self.assertAllBack()
 
     async def test_unknown_alias(self):
         with self.assertRaisesMessage(KeyError, "There is no database 'nowhere'"):
@@ -844,6 +930,37 @@ class PsycopgTests(TaskTestCase):
                 await cursor.execute("SELECT %s::int", [1])
                 self.assertEqual(await cursor.fetchall(), [(1,)])
 
+    async def test_streams_and_named_cursors_are_noted(self):
+        self.use_pool(max_size=1)
+        look = "SELECT current_setting('application_name')"
+        before = await self.aselect(look)
+        async with apools["default"].connection() as driver_connection:
+            async with driver_connection.cursor() as cursor:
+                sql = "SELECT set_config('application_name', 'touched', false)"
+                self.assertEqual(
+                    [row async for row in cursor.stream(sql)], [("touched",)]
+                )
+        self.assertEqual(await self.aselect(look), before)
+        for _ in range(2):
+            async with apools["default"].connection() as driver_connection:
+                cursor = driver_connection.cursor("same_name", withhold=True)
+                await cursor.execute("SELECT 1")
+                # psycopg complains of those that aren't closed.
+                cursor._closed = True
+        self.assertEqual(await self.aselect(), 1)
+
+    async def test_attributes_of_the_object(self):
+        self.use_pool(max_size=1)
+        notices = []
+        async with apools["default"].connection() as driver_connection:
+            driver_connection.row_factory = psycopg_rows.dict_row
+            driver_connection.add_notice_handler(notices.append)
+        async with apools["default"].connection() as driver_connection:
+            cursor = await driver_connection.execute("SELECT 1")
+            self.assertEqual(await cursor.fetchone(), (1,))
+            await driver_connection.execute("DO $$ BEGIN RAISE NOTICE 'x'; END $$")
+        self.assertEqual(notices, [])
+
     async def test_prepared_statements(self):
         """Threads and tasks prepare them on the same connection by turns."""
         options = connections.settings["default"]["OPTIONS"]
@@ -956,6 +1073,31 @@ class MySQLTests(TaskTestCase):
                     self.assertIsNone(await cursor.nextset())
             finally:
                 await self.execute(task_connection, "DROP PROCEDURE db_pool_double")
+
+    async def test_results_left_unread(self):
+        self.use_pool(max_size=1)
+        async with aconnection() as task_connection:
+            async with task_connection.cursor() as cursor:
+                await cursor.execute("SELECT 1; SELECT 2; SELECT 3")
+                await cursor.executemany(INSERT, [["a"], ["b"]])
+                self.assertEqual(cursor.rowcount, 2)
+                await cursor.execute("SELECT 1; SELECT 2; SELECT 3")
+        self.assertEqual(await self.aselect(), 1)
+        self.assertEqual(self.pool.stats().opened, 1)
+
+    async def test_block_that_ends_before_a_statement(self):
+        """The statement's task gets an error; the next socket is watched."""
+        async with aconnection() as task_connection:
+            task = asyncio.create_task(
+                self.execute(task_connection, ENDLESS[connection.vendor])
+            )
+            while task_connection.connection._readable is None:
+                await asyncio.sleep(0)
+        with self.assertRaisesMessage(OperationalError, "was given back"):
+            await asyncio.wait_for(task, PATIENCE)
+        for _ in range(3):
+            value = await asyncio.wait_for(self.aselect("SELECT SLEEP(0)"), PATIENCE)
+            self.assertEqual(value, 0)
 
     async def test_lastrowid(self):
         async with aconnection() as task_connection:

@@ -471,20 +471,23 @@ class AsyncConnectionPool:
         Give up what a task was granted whose loop is closed. Any thread may
         call this.
         """
+        # The others are taken out of the line at once, or each would be
+        # granted the entry, and give it up within the call of the one before.
+        self._withdraw_of_closed_loops()
+        self._withdraw(waiter)
+
+    def _withdraw_of_closed_loops(self):
+        """Take those out of the line whose loops are closed."""
         pool = self._pool
         core = pool._core
         now = pool._clock()
         with pool._lock:
-            # The others are taken out of the line at once, or each would be
-            # granted the entry, and give it up within the call of the one
-            # before.
-            for other in list(core.waiters):
+            for waiter in list(core.waiters):
                 if (
-                    isinstance(other, TaskWaiter)
-                    and other.future.get_loop().is_closed()
+                    isinstance(waiter, TaskWaiter)
+                    and waiter.future.get_loop().is_closed()
                 ):
-                    core.withdraw(other, now)
-        self._withdraw(waiter)
+                    core.withdraw(waiter, now)
 
     def _give_up(self, entry, is_healthy):
         """Give up an owned entry that nobody has used since it was idle."""
@@ -541,8 +544,10 @@ class AsyncConnectionPool:
         Close the pool for good, as ConnectionPool.close() does. If it lends
         another pool's connections, that one stays open.
         """
-        self._loop = CLOSED
+        loop, self._loop = self._loop, CLOSED
         if not self._is_owner:
+            # Whoever asks for the loop's pool again gets a new one.
+            self._pool.loops.pop(loop, None)
             return True
         return await call_in_thread(self._pool.close, timeout)
 

@@ -7,6 +7,8 @@ from math import inf
 from time import monotonic
 from weakref import WeakSet
 
+from .workers import start_thread
+
 logger = logging.getLogger("django.db.pool")
 
 # Seconds between two rounds at the least.
@@ -49,15 +51,11 @@ class Housekeeper:
                 self._next_round = due
                 self._wakeup.set()
             if self._thread is None and due < inf:
-                thread = threading.Thread(
-                    target=self._run, name="django-pool-housekeeping", daemon=True
-                )
                 try:
-                    thread.start()
+                    self._thread = start_thread(self._run, "django-pool-housekeeping")
                 except RuntimeError:
                     # No threads anymore, as at the interpreter's exit.
                     return False
-                self._thread = thread
         return True
 
     def _run(self):

@@ -124,9 +124,11 @@ class PoolRegistry:
         loops = getattr(pool, "loops", {})
         if (async_pool := loops.get(loop)) is None:
             async_pool = connections[alias].async_pool_class(pool=pool)
+            # Nobody is told of the end of a loop, so it's found out now.
             for other in list(loops):
                 if other.is_closed():
                     loops.pop(other, None)
+                    async_pool._withdraw_of_closed_loops()
             loops[loop] = async_pool
         return async_pool
 

@@ -593,14 +593,22 @@ class ConnectionPool(BasePool):
             if entry.connection_in_loop is None:
                 self.release(entry)
             else:
-                # A task that is gone may have been in the midst of a query.
-                self.discard(entry)
+                self._take_back_from_loop(entry)
             return
         # Lost on the way from or to a borrower, by an interrupt, perhaps in
         # the midst of a check.
         with self._lock:
             orders = self._core.discard(entry, self._clock())
         self._execute(orders)
+
+    def _take_back_from_loop(self, entry):
+        """Discard what was lent to a task that is gone."""
+        pending = self.connector.leave_loop(entry)
+        if pending is None:
+            self.discard(entry)
+        else:
+            # A thread is in the midst of its statement.
+            pending.add_done_callback(lambda future: self.discard(entry))
 
     def _start_connecting(self):
         try:

@@ -1,12 +1,30 @@
 """Threads that do what blocks, so that no caller has to."""
 
 import os
+import sys
 import threading
+from contextvars import Context
 from queue import SimpleQueue
 
 # Threads that stay for what is to be opened next: starting a thread takes
 # about as long as a local server needs to answer.
 KEPT = 1
+
+
+def start_thread(target, name):
+    """
+    Start a daemon thread, and return it.
+
+    Raise RuntimeError if there can't be another one.
+    """
+    options = {}
+    if sys.version_info >= (3, 14):
+        # It may be given a copy of the starter's context, and would keep alive
+        # what a request, or a task, has in there.
+        options["context"] = Context()
+    thread = threading.Thread(target=target, name=name, daemon=True, **options)
+    thread.start()
+    return thread
 
 
 class Workers:
@@ -34,9 +52,7 @@ class Workers:
             if is_one_free:
                 self._free -= 1
         if not is_one_free:
-            threading.Thread(
-                target=self._work, name="django-pool-worker", daemon=True
-            ).start()
+            start_thread(self._work, "django-pool-worker")
         # Not as an argument of the thread's, which it would keep alive.
         self._jobs.put(job)
 

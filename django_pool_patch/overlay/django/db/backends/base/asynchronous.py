@@ -40,6 +40,8 @@ class AsyncDatabaseWrapper:
     savepoint_state = 0
     needs_rollback = False
     run_on_commit = ()
+    # Whether nobody knows if a transaction has ended.
+    is_broken = False
 
     def __init__(self, alias, pool, entry, task):
         self.alias = alias
@@ -100,6 +102,11 @@ class AsyncDatabaseWrapper:
             raise InterfaceError(
                 "The connection to '%s' was given back at the end of its block. "
                 "Use it within `async with aconnection()`." % self.alias
+            )
+        if self.is_broken:
+            raise InterfaceError(
+                "A transaction on '%s' couldn't be rolled back, so the connection "
+                "can't be used anymore. End the block." % self.alias
             )
 
     @contextmanager
@@ -224,10 +231,12 @@ class AsyncDatabaseWrapper:
                 await cursor.execute(sql)
 
     async def _begin(self):
+        self.validate_block()
         with self._debugging("BEGIN"), self.wrap_database_errors:
             await self.connection.begin()
 
     async def _end(self, commit):
+        self.validate_block()
         with self._debugging("COMMIT" if commit else "ROLLBACK"):
             with self.wrap_database_errors:
                 await self.connection.end(commit)
@@ -273,7 +282,7 @@ class AsyncDatabaseWrapper:
         if wrapper.errors_occurred:
             wrapper.errors_occurred = False
             entry.session.is_suspect = True
-        if self.in_atomic_block:
+        if self.in_atomic_block or self.is_broken:
             # Left without the end of atomic(), and perhaps not knowing it.
             entry.session.is_suspect = True
         await self.pool.release(entry)
@@ -298,6 +307,9 @@ class AsyncCursorWrapper:
         return self
 
     async def __aexit__(self, exc_type, exc_value, traceback):
+        if exc_type is GeneratorExit:
+            # The task may be collected: nothing may be awaited.
+            return
         # As with cursors for threads, errors in cleaning up tell nothing.
         try:
             await self.cursor.close()
@@ -320,7 +332,7 @@ class AsyncCursorWrapper:
         if db.execute_wrappers or db.force_debug_cursor or settings.DEBUG:
             return await self._execute_with_wrappers(sql, params, False, self._execute)
         # _execute(), written out: it's what most statements come to.
-        if db.needs_rollback or db.connection is None:
+        if db.needs_rollback or db.is_broken or db.connection is None:
             self._validate()
         with db.wrap_database_errors:
             if params is None:
@@ -423,7 +435,13 @@ class AsyncAtomic:
             )
         if not connection.in_atomic_block:
             connection.needs_rollback = False
-            await connection._begin()
+            connection.validate_block()
+            try:
+                await connection._begin()
+            except BaseException:
+                # Perhaps it has begun all the same.
+                await self._try_to_roll_back()
+                raise
             connection.in_atomic_block = True
         elif self.savepoint and not connection.needs_rollback:
             sid = await connection.savepoint()
@@ -434,6 +452,11 @@ class AsyncAtomic:
 
     async def __aexit__(self, exc_type, exc_value, traceback):
         connection = self.connection
+        if exc_type is GeneratorExit:
+            # The task may be collected: nothing may be awaited. The pool rolls
+            # back, and nobody uses the connection before.
+            connection.is_broken = True
+            return
         connection.atomic_blocks = connection.atomic_blocks[:-1]
         if connection.savepoint_ids:
             *connection.savepoint_ids, sid = connection.savepoint_ids
@@ -492,4 +515,7 @@ class AsyncAtomic:
             await connection._end(commit=False)
         except Error:
             # The pool finds out whether there is anything left of it.
-            connection.entry.session.is_suspect = True
+            connection.is_broken = True
+        except BaseException:
+            connection.is_broken = True
+            raise

@@ -169,6 +169,12 @@ def _send_connection_created(wrapper, lease):
     wrapper._pool_busy += 1
     try:
         connection_created.send(sender=wrapper.__class__, connection=wrapper)
+    except BaseException:
+        # Whoever uses it next has it prepared again, from the beginning.
+        wrapper._pool_has_announced = session.is_announced = False
+        _mark_for_reset(lease.entry)
+        lease.is_prepared = True
+        raise
     finally:
         wrapper._pool_busy -= 1
 

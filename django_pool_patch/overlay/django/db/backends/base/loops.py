@@ -9,6 +9,7 @@ whose drivers can do without one have an object of their own.
 import asyncio
 import functools
 import logging
+import threading
 import weakref
 from concurrent.futures import Future, wait
 
@@ -42,6 +43,18 @@ def note_statement(connector, session, sql):
         reason != TRANSACTION or not connector.knows_transactions
     ):
         session.is_touched = session.is_suspect = True
+
+
+def validate_lock(connection_in_loop, lock):
+    """
+    Raise InterfaceError if the lock that was waited for isn't the connection's
+    anymore, because that was given back meanwhile.
+    """
+    if lock is not connection_in_loop._lock:
+        raise InterfaceError(
+            "The connection was given back while a statement waited for its turn. "
+            "Let statements end before the block."
+        )
 
 
 class ThreadedConnection:
@@ -120,42 +133,62 @@ class ThreadedConnection:
 
     async def run(self, function, *args):
         """Call a function that uses the connection, in a thread."""
-        async with self._lock:
+        lock = self._lock
+        async with lock:
+            validate_lock(self, lock)
             if self._pending is not None:
                 await asyncio.shield(asyncio.wrap_future(self._pending))
             pending = self._pending = Future()
+            # Held while the call is interrupted, which it has to be before its
+            # end, and where its end is told.
+            guard = threading.Lock()
 
             def call():
                 try:
                     return function(*args)
                 finally:
-                    pending.set_result(None)
+                    with guard:
+                        pending.set_result(None)
 
             try:
-                return await call_in_thread(call)
+                future = call_in_thread(call)
+            except BaseException:
+                # There is no loop, or no thread, anymore.
+                pending.set_result(None)
+                self._pending = None
+                raise
+            try:
+                return await future
             except asyncio.CancelledError:
                 self._was_interrupted = True
-                workers.run(functools.partial(self._interrupt, pending))
+                workers.run(functools.partial(self._interrupt, pending, guard))
                 raise
             finally:
                 if pending.done():
                     self._pending = None
 
-    def _interrupt(self, pending):
+    def _interrupt(self, pending, guard):
         """Interrupt what a thread is doing, or is just about to do."""
         pause = SHORTEST_PAUSE
-        while not pending.done():
-            try:
-                self.connector.interrupt(self.connection)
-            except Exception as e:
-                # It can't be interrupted, or it's done, and closed, by now.
-                logger.debug("Interrupting a statement raised %s.", type(e).__name__)
-                return
+        while True:
+            with guard:
+                if pending.done():
+                    return
+                try:
+                    self.connector.interrupt(self.connection)
+                except Exception as e:
+                    # It can't be interrupted.
+                    logger.debug(
+                        "Interrupting a statement raised %s.", type(e).__name__
+                    )
+                    return
             wait([pending], pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def leave(self):
         """Do what leave_loop() of the connector promises."""
+        # For those who wait for the other one it's too late.
+        self._lock = asyncio.Lock()
         if self._pending is None:
             self._abandon_cursors()
         else:

@@ -281,8 +281,8 @@ class DatabaseConnector(BaseConnector):
             return functools.partial(announce, self.alias, entry)
 
     def leave_loop(self, entry):
-        entry.connection_in_loop = None
-        return entry.session.in_loop.leave()
+        in_loop, entry.connection_in_loop = entry.connection_in_loop, None
+        return in_loop.leave()
 
     def make_connection_in_loop(self, entry, loop):
         """

@@ -2,13 +2,19 @@
 
 import asyncio
 import struct
+from asyncio import _get_running_loop
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, suppress
 
 from MySQLdb import OperationalError, ProgrammingError
 
-from django.db.backends.base.loops import NOTHING_PENDING, note_statement
+from django.db.backends.base.loops import (
+    NOTHING_PENDING,
+    note_statement,
+    validate_lock,
+)
 from django.db.backends.mysql.base import CursorWrapper
+from django.db.backends.mysql.pool import NO_MORE_RESULTS, discard_results
 from django.db.pool.asyncio import call_in_thread
 from django.db.utils import IntegrityError
 
@@ -47,6 +53,10 @@ class AsyncConnection:
         # Done when no thread uses the connection anymore; None unless a
         # statement is in progress.
         self._pending = None
+        # Done when the socket can be read; None unless the loop watches it.
+        self._readable = None
+        # Whether the last statement has more results, to be read or not.
+        self._has_more = False
 
     def __repr__(self):
         return "<%s %s>" % (type(self).__name__, self.session.wrapper.vendor)
@@ -90,18 +100,15 @@ class AsyncConnection:
         Execute a statement, in bytes, and return its first result as
         store_result() does, and what there is to know about it.
         """
-        async with self._lock:
-            connection = self.connection
-            self._validate()
+        lock = self._lock
+        async with lock:
+            self._validate(lock)
             self._pending = NOTHING_PENDING
-            if fcntl is None or len(query) > NET_BUFFER_LENGTH:
+            if fcntl is None or self._has_more or len(query) > NET_BUFFER_LENGTH:
                 result = await self._call_in_thread(self._query_now, query)
             else:
                 try:
-                    # What was left unread is in the way of any other command.
-                    while connection.next_result() != -1:
-                        connection.discard_result()
-                    connection.send_query(query)
+                    self.connection.send_query(query)
                 except BaseException:
                     self._pending = None
                     raise
@@ -114,18 +121,27 @@ class AsyncConnection:
             return result
 
     def _query_now(self, query):
+        self._discard_results()
         self.connection.query(query)
         return self._store()
+
+    def _discard_results(self):
+        # What was left unread is in the way of any other command.
+        if self._has_more:
+            discard_results(self.connection)
+            self._has_more = False
 
     async def _wait_until_readable(self):
         loop = self._loop
         fileno = self.connection.fileno()
-        future = loop.create_future()
+        future = self._readable = loop.create_future()
         loop.add_reader(fileno, self._wake, future)
         try:
             await future
         finally:
-            loop.remove_reader(fileno)
+            if self._readable is future:
+                self._readable = None
+                loop.remove_reader(fileno)
 
     @staticmethod
     def _wake(future):
@@ -151,12 +167,13 @@ class AsyncConnection:
             description, rows = None, ()
         else:
             description, rows = result.describe(), result.fetch_row(0)
+        self._has_more = connection.more_results()
         return (
             rows,
             description,
             connection.affected_rows(),
             connection.insert_id(),
-            connection.more_results(),
+            self._has_more,
         )
 
     async def _call_in_thread(self, function, *args):
@@ -171,19 +188,27 @@ class AsyncConnection:
             finally:
                 pending.set_result(None)
 
-        return await call_in_thread(call)
+        try:
+            future = call_in_thread(call)
+        except BaseException:
+            # There is no loop, or no thread, anymore.
+            pending.set_result(None)
+            raise
+        return await future
 
     async def run(self, function, *args):
         """Call a function that uses the connection, in a thread."""
-        async with self._lock:
-            self._validate()
+        lock = self._lock
+        async with lock:
+            self._validate(lock)
             result = await self._call_in_thread(function, *args)
             self._pending = None
             if isinstance(result, Exception):
                 raise result
             return result
 
-    def _validate(self):
+    def _validate(self, lock):
+        validate_lock(self, lock)
         if self._pending is not None:
             raise OperationalError(
                 2014, "A statement was cancelled, so the connection can't be used."
@@ -194,10 +219,31 @@ class AsyncConnection:
         return await self.run(self._next_result)
 
     def _next_result(self):
-        return None if self.connection.next_result() == -1 else self._store()
+        if self.connection.next_result() == NO_MORE_RESULTS:
+            self._has_more = False
+            return None
+        return self._store()
 
     def leave(self):
         """Do what leave_loop() of the connector promises."""
+        # For those who wait for the other one it's too late.
+        self._lock = asyncio.Lock()
+        if self._readable is not None and _get_running_loop() is self._loop:
+            # Another task is waiting for an answer. The descriptor is about to
+            # be closed, of which the loop wouldn't be told.
+            readable, self._readable = self._readable, None
+            self._loop.remove_reader(self.connection.fileno())
+            if not readable.done():
+                readable.set_exception(
+                    OperationalError(2013, "The connection was given back.")
+                )
+        if self._pending is NOTHING_PENDING:
+            with suppress(self.connection.Error):
+                # Here, where no thread can be using it.
+                self.connection.close()
+        elif self._has_more:
+            # Reading it may take a while.
+            self.session.is_suspect = True
         return self._pending
 
 
@@ -253,6 +299,7 @@ class AsyncCursor:
         self._clear()
 
         def executemany():
+            connection._discard_results()
             # It makes one statement of many rows.
             with closing(connection.session.wrapper.create_cursor()) as cursor:
                 cursor.executemany(query, param_list)

@@ -9,6 +9,13 @@ from django.db.backends.mysql.statements import SESSION_STATEMENTS
 NO_MORE_RESULTS = -1
 
 
+def discard_results(connection):
+    """Read what is left of a statement's results."""
+    connection.discard_result()
+    while connection.next_result() != NO_MORE_RESULTS:
+        connection.discard_result()
+
+
 class DatabaseConnector(BaseDatabaseConnector):
     ping_after = 30.0
     facts = ("mysql_server_data",)
@@ -53,7 +60,7 @@ class DatabaseConnector(BaseDatabaseConnector):
 
     def roll_back_if_needed(self, entry):
         # What was left unread is in the way of any other command.
-        entry.connection.discard_result()
+        discard_results(entry.connection)
         entry.connection.rollback()
 
     def is_buffered(self, cursor, is_named):

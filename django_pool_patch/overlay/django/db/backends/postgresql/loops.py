@@ -34,6 +34,11 @@ class NotingCursorMixin:
         note_statement(connection.connector, connection.session, statement)
         return super().copy(statement, *args, **kwargs)
 
+    def stream(self, query, *args, **kwargs):
+        connection = self.connection
+        note_statement(connection.connector, connection.session, query)
+        return super().stream(query, *args, **kwargs)
+
     async def callproc(self, name, args=None):
         if not isinstance(name, sql.Identifier):
             name = sql.Identifier(name)
@@ -87,7 +92,20 @@ class AsyncConnection(psycopg.AsyncConnection):
         pass
 
     def _get_state(self):
-        return self.autocommit, self.isolation_level, self.read_only, self.deferrable
+        return (
+            self.autocommit,
+            self.isolation_level,
+            self.read_only,
+            self.deferrable,
+            self.row_factory,
+            self.cursor_factory,
+        )
+
+    def cursor(self, name="", **kwargs):
+        if name:
+            # It exists on the server too, and may outlive its transaction.
+            self.session.is_touched = self.session.is_suspect = True
+        return super().cursor(name, **kwargs)
 
     async def begin(self):
         """Begin a transaction."""
@@ -126,9 +144,19 @@ class AsyncConnection(psycopg.AsyncConnection):
         if (
             self._pipeline is not None
             or self.pgconn.transaction_status == TRANSACTION_STATUS_ACTIVE
+            # Other tasks are waiting for their turn, and one of them may be
+            # about to have it.
+            or self.lock.locked()
+            or self.lock._waiters
         ):
+            # Here, where no thread can be using it.
+            self.pgconn.finish()
             return NOTHING_PENDING
-        if self._get_state() != self._initial_state:
+        if (
+            self._notice_handlers
+            or self._notify_handlers
+            or self._get_state() != self._initial_state
+        ):
             # The next user gets another object.
             self.session.in_loop = None
         return None

@@ -40,23 +40,46 @@ class DatabaseConnector(BaseDatabaseConnector):
         return (
             not session.is_suspect
             and is_idle(connection)
-            # read_state(), written out for it's asked at each return.
-            and (connection.autocommit, connection.isolation_level)
-            == session.initial_state
+            and self.read_state(connection) == session.initial_state
         )
 
-    def read_state(self, connection):
-        return connection.autocommit, connection.isolation_level
+    if is_psycopg3:
 
-    def restore_state(self, entry):
-        connection = entry.connection
-        autocommit, isolation_level = entry.session.initial_state
-        if self.read_state(connection) != entry.session.initial_state:
-            # This order suits psycopg2, where the level is set at the server
-            # in autocommit mode.
-            connection.autocommit = False
-            connection.isolation_level = isolation_level
-            connection.autocommit = autocommit
+        def read_state(self, connection):
+            return (
+                connection.autocommit,
+                connection.isolation_level,
+                connection.read_only,
+                connection.deferrable,
+                connection.row_factory,
+                connection.cursor_factory,
+            )
+
+        def restore_state(self, entry):
+            connection = entry.connection
+            if self.read_state(connection) != entry.session.initial_state:
+                (
+                    connection.autocommit,
+                    connection.isolation_level,
+                    connection.read_only,
+                    connection.deferrable,
+                    connection.row_factory,
+                    connection.cursor_factory,
+                ) = entry.session.initial_state
+
+    else:
+
+        def read_state(self, connection):
+            return connection.autocommit, connection.isolation_level
+
+        def restore_state(self, entry):
+            connection = entry.connection
+            autocommit, isolation_level = entry.session.initial_state
+            if self.read_state(connection) != entry.session.initial_state:
+                # In autocommit mode the level is set at the server.
+                connection.autocommit = False
+                connection.isolation_level = isolation_level
+                connection.autocommit = autocommit
 
     def roll_back_if_needed(self, entry):
         connection = entry.connection
@@ -75,6 +98,10 @@ class DatabaseConnector(BaseDatabaseConnector):
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute("DISCARD ALL")
+        # What psycopg has received for a user who was listening.
+        if backlog := getattr(connection, "_notifies_backlog", None):
+            backlog.clear()
+        entry.session.in_loop = None
         self.initialize(entry)
 
     def is_buffered(self, cursor, is_named):
