@@ -96,13 +96,13 @@ class PrivateDatabase:
     def connection_count(self):
         return self.server.connection_count(self.name)
 
-    def active_sessions(self):
-        """Return the identifiers of the sessions that execute something."""
+    def updating_sessions(self):
+        """Return the identifiers of the sessions that execute an UPDATE."""
         sql = {
             "postgresql": "SELECT pid FROM pg_stat_activity WHERE datname = '%s' "
-            "AND backend_type = 'client backend' AND state = 'active'",
+            "AND state = 'active' AND query LIKE 'UPDATE%%'",
             "mysql": "SELECT id FROM information_schema.processlist "
-            "WHERE db = '%s' AND command IN ('Query', 'Execute')",
+            "WHERE db = '%s' AND info LIKE 'UPDATE%%'",
         }[self.vendor]
         return [session for session, in self.server.execute(sql % self.name)]
 

@@ -552,7 +552,7 @@ class ParallelTests(AsyncTestCase):
             # All wait for the rows at once; then they are let go.
             with self.database.locked_rows():
                 tasks = [asyncio.create_task(update(number)) for number in (1, 2, 3)]
-                while len(self.database.active_sessions()) < 3:
+                while len(self.database.updating_sessions()) < 3:
                     await asyncio.sleep(0.005)
                 self.assertIs(any(task.done() for task in tasks), False)
             await asyncio.gather(*tasks)
@@ -598,7 +598,7 @@ class ParallelTests(AsyncTestCase):
             with self.database.locked_rows():
                 tasks = [asyncio.create_task(update()) for _ in range(3)]
                 await self.wait_in_loop_until(
-                    lambda: len(self.database.active_sessions()) == 2
+                    lambda: len(self.database.updating_sessions()) == 2
                 )
                 for task in tasks:
                     task.cancel()
@@ -718,9 +718,9 @@ class RecoveryTests(AsyncTestCase):
             with self.database.locked_rows():
                 task = asyncio.create_task(update())
                 await self.wait_in_loop_until(
-                    lambda: len(self.database.active_sessions()) == 1
+                    lambda: len(self.database.updating_sessions()) == 1
                 )
-                (session,) = self.database.active_sessions()
+                (session,) = self.database.updating_sessions()
                 self.database.end_session(session)
                 with self.assertRaises((OperationalError, InterfaceError)):
                     await task
