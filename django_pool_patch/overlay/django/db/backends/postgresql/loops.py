@@ -1,6 +1,7 @@
 """psycopg's AsyncConnection on a pooled connection."""
 
 import asyncio
+from operator import attrgetter
 
 import psycopg
 from psycopg import sql
@@ -11,6 +12,18 @@ from django.db.backends.base.loops import NOTHING_PENDING, note_statement
 # command is in progress.
 TRANSACTION_STATUS_IDLE = 0
 TRANSACTION_STATUS_ACTIVE = 1
+
+# What a user may have changed of one of psycopg's connections. It's asked at
+# each return, and what the properties of these names do takes several times as
+# long.
+get_state = attrgetter(
+    "_autocommit",
+    "_isolation_level",
+    "_read_only",
+    "_deferrable",
+    "row_factory",
+    "cursor_factory",
+)
 
 
 class NotingCursorMixin:
@@ -85,21 +98,11 @@ class AsyncConnection(psycopg.AsyncConnection):
         self._prepared = connection._prepared
         for name in ("_autocommit", "_isolation_level", "_read_only", "_deferrable"):
             setattr(self, name, getattr(connection, name))
-        self._initial_state = self._get_state()
+        self._initial_state = get_state(self)
 
     def __del__(self):
         # The pool closes what it opened, so there's nothing to warn about.
         pass
-
-    def _get_state(self):
-        return (
-            self.autocommit,
-            self.isolation_level,
-            self.read_only,
-            self.deferrable,
-            self.row_factory,
-            self.cursor_factory,
-        )
 
     def cursor(self, name="", **kwargs):
         if name:
@@ -155,7 +158,7 @@ class AsyncConnection(psycopg.AsyncConnection):
         if (
             self._notice_handlers
             or self._notify_handlers
-            or self._get_state() != self._initial_state
+            or get_state(self) != self._initial_state
         ):
             # The next user gets another object.
             self.session.in_loop = None

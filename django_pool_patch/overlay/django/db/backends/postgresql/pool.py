@@ -10,7 +10,7 @@ TRANSACTION_STATUS_IDLE = 0
 if is_psycopg3:
     from psycopg import Cursor
 
-    from django.db.backends.postgresql.loops import AsyncConnection
+    from django.db.backends.postgresql.loops import AsyncConnection, get_state
 
     def is_idle(connection):
         """Return whether a connection is well, and not in a transaction."""
@@ -45,15 +45,7 @@ class DatabaseConnector(BaseDatabaseConnector):
 
     if is_psycopg3:
 
-        def read_state(self, connection):
-            return (
-                connection.autocommit,
-                connection.isolation_level,
-                connection.read_only,
-                connection.deferrable,
-                connection.row_factory,
-                connection.cursor_factory,
-            )
+        read_state = staticmethod(get_state)
 
         def restore_state(self, entry):
             connection = entry.connection
