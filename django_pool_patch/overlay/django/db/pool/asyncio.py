@@ -211,9 +211,15 @@ class AsyncConnectionPool:
                 pass
             else:
                 now = pool._clock()
-                if (
-                    now < entry.fresh_until and entry.generation == core.generation
-                ) or await self._is_healthy(entry, now):
+                # As in ConnectionPool.acquire().
+                if entry.generation == core.generation and (
+                    now < entry.fresh_until
+                    or entry.poll is not None
+                    and now - entry.fresh_until < pool._ping_after
+                    and now < entry.expires_at
+                    and not entry.poll(0)
+                    or await self._is_healthy(entry, now)
+                ):
                     entry.acquired_at = now
                     entry.uses += 1
                     if pool._records_holders:

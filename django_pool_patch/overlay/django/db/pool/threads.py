@@ -184,9 +184,15 @@ class ConnectionPool(BasePool):
                 pass
             else:
                 now = self._clock()
-                if (
-                    now < entry.fresh_until and entry.generation == core.generation
-                ) or self._is_healthy(entry, now):
+                # The second half is what _look_at() does most often.
+                if entry.generation == core.generation and (
+                    now < entry.fresh_until
+                    or entry.poll is not None
+                    and now - entry.fresh_until < self._ping_after
+                    and now < entry.expires_at
+                    and not entry.poll(0)
+                    or self._is_healthy(entry, now)
+                ):
                     entry.acquired_at = now
                     entry.uses += 1
                     if self._records_holders:
