@@ -185,7 +185,7 @@ class ServerTestCase(SimpleTestCase):
             self.wait_for_stats(in_use=1)
             return
         deadline = time.monotonic() + TIMEOUT
-        while not self.database.active_sessions():
+        while not self.database.updating_sessions():
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.01)
 

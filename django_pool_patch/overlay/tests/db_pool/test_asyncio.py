@@ -1183,10 +1183,14 @@ class LoopTests(AsyncPoolTestCase):
             )
             self.assertEqual(len(tasks), 2)
             del tasks
-            gc.collect()
-            pool.reap()
-            # Housekeeping may have been faster, and be at it.
-            wait_until(lambda: not pool.stats().in_use)
+
+            def are_back():
+                # Housekeeping may be at it, too.
+                gc.collect()
+                pool.reap()
+                return not pool.stats().in_use
+
+            wait_until(are_back)
         for output in cm.output:
             self.assertIn("a connection came back because its user was gone", output)
         self.assertServesThreads(pool, 2)
