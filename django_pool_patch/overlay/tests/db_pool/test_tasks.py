@@ -359,6 +359,32 @@ class AtomicTests(TaskTestCase):
                     await self.ainsert(task_connection, "d")
         self.assertEqual(await self.anames(), ["a", "d"])
 
+    async def test_cancelled_while_ending_a_savepoint(self):
+        """What was to be rolled back isn't committed by an outer block."""
+        for error in (None, ValueError):
+            with self.subTest(error=error):
+                async with aconnection() as task_connection:
+                    async with task_connection.atomic():
+                        with (
+                            mock.patch.object(
+                                task_connection,
+                                "savepoint_rollback",
+                                side_effect=asyncio.CancelledError,
+                            ),
+                            mock.patch.object(
+                                task_connection,
+                                "savepoint_commit",
+                                side_effect=asyncio.CancelledError,
+                            ),
+                            self.assertRaises(asyncio.CancelledError),
+                        ):
+                            async with task_connection.atomic():
+                                await self.ainsert(task_connection, "lost")
+                                if error is not None:
+                                    raise error
+                        self.assertIs(task_connection.needs_rollback, True)
+                self.assertEqual(await self.anames(), [])
+
     async def test_no_savepoint(self):
         async with aconnection() as task_connection:
             async with task_connection.atomic():

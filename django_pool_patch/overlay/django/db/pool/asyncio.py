@@ -38,8 +38,9 @@ def call_in_thread(function, *args, give_up=None):
     called in a thread.
 
     The call goes on when the future is cancelled. Then, or if the loop is
-    closed before, `give_up` is called with what the function returned; in
-    either case, from one thread or another.
+    closed before it ends, `give_up` is called with what the function returned;
+    in either case, from one thread or another. If the loop is closed right
+    after that, nobody is told: entries come back as lost ones.
     """
     loop = asyncio.get_running_loop()
     future = loop.create_future()

@@ -12,7 +12,7 @@ from inspect import isawaitable
 
 from django.conf import settings
 from django.db.transaction import TransactionManagementError
-from django.db.utils import DatabaseError, Error, InterfaceError
+from django.db.utils import Error, InterfaceError
 
 logger = logging.getLogger("django.db.backends.base")
 query_logger = logging.getLogger("django.db.backends")
@@ -471,7 +471,7 @@ class AsyncAtomic:
                 return
             try:
                 await connection.savepoint_commit(sid)
-            except DatabaseError:
+            except BaseException:
                 await self._roll_back_to(sid)
                 raise
             return
@@ -491,6 +491,10 @@ class AsyncAtomic:
         except Error:
             # Leave it to an outer block, and don't hide the original error.
             connection.needs_rollback = True
+        except BaseException:
+            # Somebody may catch the cancellation, and go on.
+            connection.needs_rollback = True
+            raise
 
     async def _end_outermost_block(self, exc_type):
         connection = self.connection

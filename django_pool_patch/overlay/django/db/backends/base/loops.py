@@ -11,7 +11,7 @@ import functools
 import logging
 import threading
 import weakref
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 
 from django.db.backends.base.statements import TRANSACTION
 from django.db.pool.asyncio import call_in_thread, workers
@@ -140,15 +140,18 @@ class ThreadedConnection:
                 await asyncio.shield(asyncio.wrap_future(self._pending))
             pending = self._pending = Future()
             # Held while the call is interrupted, which it has to be before its
-            # end, and where its end is told.
+            # end, and where that is written down.
             guard = threading.Lock()
+            ended = threading.Event()
 
             def call():
                 try:
                     return function(*args)
                 finally:
                     with guard:
-                        pending.set_result(None)
+                        ended.set()
+                    # Without the lock, for it calls others.
+                    pending.set_result(None)
 
             try:
                 future = call_in_thread(call)
@@ -161,18 +164,18 @@ class ThreadedConnection:
                 return await future
             except asyncio.CancelledError:
                 self._was_interrupted = True
-                workers.run(functools.partial(self._interrupt, pending, guard))
+                workers.run(functools.partial(self._interrupt, guard, ended))
                 raise
             finally:
                 if pending.done():
                     self._pending = None
 
-    def _interrupt(self, pending, guard):
+    def _interrupt(self, guard, ended):
         """Interrupt what a thread is doing, or is just about to do."""
         pause = SHORTEST_PAUSE
         while True:
             with guard:
-                if pending.done():
+                if ended.is_set():
                     return
                 try:
                     self.connector.interrupt(self.connection)
@@ -182,7 +185,7 @@ class ThreadedConnection:
                         "Interrupting a statement raised %s.", type(e).__name__
                     )
                     return
-            wait([pending], pause)
+            ended.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def leave(self):
