@@ -22,8 +22,9 @@ VENDORS = {"postgresql", "mysql", "sqlite"}
 
 HAS_SERVER = connection.vendor in {"postgresql", "mysql"}
 
-# Seconds within which a server has noticed that a connection was closed.
-NOTICE = 1.0
+# Seconds within which even a busy server has noticed that a connection was
+# closed.
+NOTICE = 5.0
 
 
 class PrivateDatabase:
@@ -118,6 +119,9 @@ class PrivateDatabase:
 @contextlib.contextmanager
 def alias_for(database, alias, **options):
     """Have an alias, with a pool, for a PrivateDatabase. Yield the pool."""
+    if HAS_SERVER:
+        # Or else those of the pool before would count as this one's.
+        database.server.wait_for_connection_count(0, database.name)
     handler = ConnectionHandler(
         {"default": {**database.settings, "POOL": {"timeout": 60, **options}}}
     )

@@ -2,13 +2,21 @@
 A test runner that records what became of each test, for comparing runs.
 """
 
+import functools
 import json
 import os
 import time
 import unittest
 
+from tblib import pickling_support
+
 from django.db import connections
 from django.test.runner import DiscoverRunner
+
+# Parallel tests have it look at each exception class there is, those of all
+# models too, for each class of tests: that takes longer than the tests. Once
+# will do.
+pickling_support.install = functools.cache(pickling_support.install)
 
 # From best to worst: a test may have several outcomes, by its subtests or by
 # its tearDown().
