@@ -27,6 +27,7 @@ from django.db.pool import (
     threads,
 )
 from django.db.pool.asyncio import call_in_thread, workers
+from django.db.pool.core import PoolCore
 from django.db.utils import OperationalError
 from django.test import SimpleTestCase
 
@@ -1456,6 +1457,39 @@ class AsyncPoolTests(AsyncPoolTestCase):
         self.assertEqual(pool.stats().timeouts, 0)
         await pool.release(entry)
 
+    async def test_one_timer(self):
+        """It's set once for all who wait equally long, and may be late."""
+        pool = self.make_pool(max_size=1)
+        entry = await pool.acquire()
+        with mock.patch.object(pool, "_expect", wraps=pool._expect) as expect:
+            tasks = await self.queue(pool, 1)
+            timer = pool._timer
+            tasks += await self.queue(pool, 4)
+        self.assertEqual(expect.call_count, 5)
+        self.assertIs(pool._timer, timer)
+        self.assertIs(timer.cancelled(), False)
+        await pool.release(entry)
+        for task in tasks:
+            await pool.release(await task)
+
+    async def test_shorter_timeouts_come_later(self):
+        pool = self.make_pool(max_size=1)
+        entry = await pool.acquire()
+        patient = await self.queue(pool, 1)
+        timeouts = [0.05, 0.02, 0.03, 0.02]
+        impatient = [asyncio.create_task(pool.acquire(timeout)) for timeout in timeouts]
+        done, _ = await asyncio.wait([*patient, *impatient], timeout=0.5)
+        self.assertEqual(done, set(impatient))
+        for task in impatient:
+            with self.assertRaises(PoolTimeout):
+                await task
+        self.assertEqual(pool.stats().timeouts, 4)
+        # And those who come after that.
+        with self.assertRaises(PoolTimeout):
+            await asyncio.wait_for(pool.acquire(0.01), PATIENCE)
+        await pool.release(entry)
+        await pool.release(await patient[0])
+
     async def test_garbage_is_collected_before_giving_up(self):
         pool = self.make_pool(max_size=1)
         gc.collect()
@@ -1496,9 +1530,7 @@ class AsyncPoolTests(AsyncPoolTestCase):
         pool = self.make_pool(check="ping", max_size=1, max_waiting=1)
         (connection,) = await self.lend_and_return(pool, 1)
         connection.kill()
-        with mock.patch.object(
-            pool._pool._core, "enqueue", side_effect=PoolFull("Refused.")
-        ):
+        with mock.patch.object(PoolCore, "enqueue", side_effect=PoolFull("Refused.")):
             with self.assertRaisesMessage(PoolFull, "Refused."):
                 await pool.acquire()
         await until(lambda: connection.closed)

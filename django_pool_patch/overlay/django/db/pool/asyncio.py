@@ -25,6 +25,9 @@ from .workers import Workers
 # takes longer than a query of a local database.
 workers = Workers(kept=8)
 
+# Seconds between two looks at who has waited for too long.
+SHORTEST_PAUSE = 0.001
+
 UNBOUND = "unbound"
 CLOSED = "closed"
 
@@ -72,14 +75,18 @@ def call_in_thread(function, *args, give_up=None):
 
 
 class TaskWaiter(Waiter):
-    """A task in line. Its future is done when it has been served."""
+    """
+    A task in line. Its future is done when it has been served, or if it hasn't
+    been at its deadline.
+    """
 
-    __slots__ = ("pool", "future")
+    __slots__ = ("pool", "future", "deadline")
 
-    def __init__(self, pool, loop):
+    def __init__(self, pool, loop, deadline):
         super().__init__()
         self.pool = pool
         self.future = loop.create_future()
+        self.deadline = deadline
 
     def notify(self):
         loop = self.future.get_loop()
@@ -138,6 +145,9 @@ class AsyncConnectionPool:
         # The loop, or what no loop is: UNBOUND before the first use, CLOSED
         # after close().
         self._loop = UNBOUND
+        # What wakes up those whose time is up, and when the next one's is.
+        self._timer = None
+        self._next_deadline = inf
 
     def __repr__(self):
         return "<%s name=%r max_size=%s>" % (
@@ -223,8 +233,6 @@ class AsyncConnectionPool:
                 ):
                     entry.acquired_at = now
                     entry.uses += 1
-                    if pool._records_holders:
-                        pool._record_holder(entry, 2)
                     if self._has_plain_loops:
                         entry.connection_in_loop = entry.connection
                     elif (prepare := self._enter_loop(entry, loop)) is not None:
@@ -251,7 +259,7 @@ class AsyncConnectionPool:
             entry.connection_in_loop = None
         elif (pending := self._leave_loop(entry)) is not None:
             # Whoever used it has given up on what it's still doing.
-            pending.add_done_callback(lambda future: self._discard_soon(entry))
+            self._discard_after(pending, entry)
             return
         # What ConnectionPool.release() does with what needs no cleaning.
         is_clean = pool._is_clean
@@ -265,12 +273,11 @@ class AsyncConnectionPool:
             fresh_until = now + entry.trust
             if fresh_until > entry.expires_at:
                 fresh_until = entry.expires_at
-            if now < entry.expires_at:
+                can_be_used = now < fresh_until
+            if can_be_used:
                 entry.fresh_until = fresh_until
                 entry.acquired_at = None
                 entry.used_seconds += now - acquired_at
-                if entry.leak_reported:
-                    pool._report_return(entry, now - acquired_at)
                 core.idle.append(entry)
                 if core.contended:
                     self._settle()
@@ -283,7 +290,7 @@ class AsyncConnectionPool:
         if entry.connection_in_loop is None or entry.core is not self._pool._core:
             return self._pool._refuse(entry)
         if (pending := self._leave_loop(entry)) is not None:
-            pending.add_done_callback(lambda future: self._discard_soon(entry))
+            self._discard_after(pending, entry)
         else:
             await call_in_thread(self._pool.discard, entry)
 
@@ -293,6 +300,11 @@ class AsyncConnectionPool:
         Its connection is closed, for nobody knows what it was used for last.
         """
         self._pool.release_later(entry)
+
+    def _discard_after(self, pending, entry):
+        # A function in release() itself would make all that is done there with
+        # these variables slower.
+        pending.add_done_callback(lambda future: self._discard_soon(entry))
 
     def _discard_soon(self, entry):
         workers.run(functools.partial(self._pool.discard, entry))
@@ -341,7 +353,7 @@ class AsyncConnectionPool:
         try:
             error = await future
         except GeneratorExit:
-            # As in _is_healthy().
+            # As in _ask().
             raise
         except BaseException:
             if future.done() and not future.cancelled():
@@ -357,15 +369,16 @@ class AsyncConnectionPool:
         have it replaced. If the caller is cancelled, the entry isn't its
         anymore.
         """
-        pool = self._pool
-        is_healthy = pool._look_at(entry, now)
-        if is_healthy is not None:
-            return is_healthy
+        is_healthy = self._pool._look_at(entry, now)
+        return await self._ask(entry) if is_healthy is None else is_healthy
+
+    async def _ask(self, entry):
+        """Do what _is_healthy() does, by a round trip."""
 
         def give_up(is_healthy):
             self._give_up(entry, is_healthy)
 
-        future = call_in_thread(pool._ask, entry, give_up=give_up)
+        future = call_in_thread(self._pool._ask, entry, give_up=give_up)
         try:
             return await future
         except GeneratorExit:
@@ -385,9 +398,9 @@ class AsyncConnectionPool:
         if core.inbox:
             self._settle()
         timeout = pool._timeout if timeout is None else timeout
-        waiter = TaskWaiter(self, loop)
         now = pool._clock()
         deadline = now + timeout
+        waiter = TaskWaiter(self, loop, deadline)
         refusal = None
         with pool._lock:
             # First of all: what is opened next is for those in line.
@@ -403,17 +416,23 @@ class AsyncConnectionPool:
             if waiter.entry is None and waiter.error is None:
                 housekeeper.expect(pool, now + WAITING_INTERVAL)
             while True:
-                if not await self._is_served(waiter, deadline, loop):
-                    raise pool._timeout_error(timeout)
+                if waiter.entry is None and waiter.error is None:
+                    if deadline > now:
+                        self._expect(deadline, now, loop)
+                        await waiter.future
+                    if waiter.entry is None and waiter.error is None:
+                        if not self._is_served_after_all(waiter, deadline):
+                            raise pool._timeout_error(timeout)
                 if waiter.error is not None:
                     raise pool._own_error(waiter.error)
                 # From here on it isn't withdraw() that gives it back.
                 entry, waiter.entry = waiter.entry, None
                 # As of the grant: the loop may have come to this task, and
                 # with it the time to find out, only much later.
-                if await self._is_healthy(entry, waiter.granted_at):
+                is_healthy = pool._look_at(entry, waiter.granted_at)
+                if is_healthy or is_healthy is None and await self._ask(entry):
                     break
-                earlier, waiter = waiter, TaskWaiter(self, loop)
+                earlier, waiter = waiter, TaskWaiter(self, loop, deadline)
                 now = pool._clock()
                 with pool._lock:
                     try:
@@ -433,34 +452,51 @@ class AsyncConnectionPool:
             raise
         entry.acquired_at = pool._clock()
         entry.uses += 1
-        if pool._records_holders:
+        if pool.options.leak_threshold is not None:
             pool._record_holder(entry, 3)
         return entry
 
-    async def _is_served(self, waiter, deadline, loop):
-        """Return whether the waiter was granted an entry, or an error."""
-        if waiter.entry is not None or waiter.error is not None:
-            return True
+    def _expect(self, deadline, now, loop):
+        """
+        Have the task that is about to wait woken up at its deadline. One timer
+        is set for all that wait, for few of them ever need it.
+        """
+        if deadline < self._next_deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._next_deadline = deadline
+            self._timer = loop.call_later(deadline - now, self._wake_late, loop)
+
+    def _wake_late(self, loop):
+        """Wake up those whose time is up, and set the timer for the others."""
         pool = self._pool
-        if deadline == inf:
-            await waiter.future
-            return True
-        seconds = deadline - pool._clock()
-        if seconds > 0:
-            timer = loop.call_later(seconds, waiter.wake)
-            try:
-                await waiter.future
-            finally:
-                timer.cancel()
-        if waiter.entry is None and waiter.error is None:
-            # The time is up. What was granted right now is as good.
-            if waiter.queued_at < deadline and pool._collect_garbage():
-                self._settle()
-            with pool._lock:
-                entry = pool._core.withdraw(waiter, pool._clock())
-                if entry is None and waiter.error is None:
-                    pool._core.timeouts += 1
-                    return False
+        self._timer, self._next_deadline = None, inf
+        now = pool._clock()
+        due = inf
+        with pool._lock:
+            waiters = list(pool._core.waiters)
+        for waiter in waiters:
+            if type(waiter) is TaskWaiter and waiter.pool is self:
+                if waiter.deadline <= now:
+                    waiter.wake()
+                else:
+                    due = min(due, waiter.deadline)
+        if due < inf:
+            self._expect(max(due, now + SHORTEST_PAUSE), now, loop)
+
+    def _is_served_after_all(self, waiter, deadline):
+        """
+        Return whether the waiter, whose time is up, was granted an entry, or
+        an error.
+        """
+        pool = self._pool
+        if waiter.queued_at < deadline and pool._collect_garbage():
+            self._settle()
+        with pool._lock:
+            entry = pool._core.withdraw(waiter, pool._clock())
+            if entry is None and waiter.error is None:
+                pool._core.timeouts += 1
+                return False
         return True
 
     def _withdraw(self, waiter):
@@ -519,7 +555,7 @@ class AsyncConnectionPool:
         """Carry out orders, leaving what may block to a thread."""
         for waiter in orders.settled:
             waiter.notify()
-        orders.settled = []
+        orders.settled = ()
         for _ in range(orders.connects):
             self._pool._start_connecting()
         orders.connects = 0

@@ -210,26 +210,15 @@ class Orders:
     * found_dead: whether a dead connection has invalidated all others.
     """
 
-    __slots__ = (
-        "settled",
-        "connects",
-        "closing",
-        "returned",
-        "lost",
-        "leaks",
-        "gave_up",
-        "found_dead",
-    )
-
-    def __init__(self):
-        self.settled = []
-        self.connects = 0
-        self.closing = []
-        self.returned = []
-        self.lost = []
-        self.leaks = []
-        self.gave_up = None
-        self.found_dead = False
+    # Most are of nothing, or of one waiter.
+    settled = ()
+    connects = 0
+    closing = ()
+    returned = ()
+    lost = ()
+    leaks = ()
+    gave_up = None
+    found_dead = False
 
     def extend(self, later):
         """Add what is to do after all this. Return these orders."""
@@ -253,6 +242,52 @@ class PoolCore:
     between 0 and 1. All times are in seconds on one monotonic clock, which
     callers read.
     """
+
+    # Faster than a dict, which so many attributes would be kept in.
+    __slots__ = (
+        "name",
+        "min_size",
+        "max_size",
+        "max_waiting",
+        "max_lifetime",
+        "max_idle",
+        "leak_threshold",
+        "reconnect_timeout",
+        "lock_always",
+        "jitter",
+        "idle",
+        "inbox",
+        "entries",
+        "waiters",
+        "contended",
+        "generation",
+        "connecting",
+        "closing",
+        "valid",
+        "is_started",
+        "is_suspended",
+        "is_closed",
+        "_serials",
+        "_tickets",
+        "failures",
+        "failing_since",
+        "last_error",
+        "retry_at",
+        "opened",
+        "closed_count",
+        "timeouts",
+        "refused",
+        "lost",
+        "resets",
+        "check_failures",
+        "connect_errors",
+        "pins",
+        "waits",
+        "_past_uses",
+        "_past_reuses",
+        "_past_checks",
+        "_past_used_seconds",
+    )
 
     def __init__(
         self, options, *, name="default", lock_always=False, jitter=random.random
@@ -466,7 +501,8 @@ class PoolCore:
     def settle(self, now):
         """Serve waiters, and return Orders for what is missing or too much."""
         orders = Orders()
-        self._empty_inbox(orders)
+        if self.inbox:
+            self._empty_inbox(orders)
         if self.is_closed:
             while (entry := self._pop()) is not None:
                 self._retire(entry, orders)
@@ -475,13 +511,17 @@ class PoolCore:
                 if (entry := self._pop()) is not None:
                     self._retire(entry, orders)
             if not self.is_suspended:
-                self._serve(now, orders)
-            orders.connects = self._connects_wanted(now)
-            self.connecting += orders.connects
+                if self.idle and self.waiters:
+                    self._serve(now, orders)
+                # At the limit, which is where it's busy, nothing is wanted.
+                if self.max_size > len(self.entries) + self.connecting + self.closing:
+                    orders.connects = self._connects_wanted(now)
+                    self.connecting += orders.connects
         self._update_contended()
         return orders
 
     def _serve(self, now, orders):
+        settled = []
         while self.waiters and (entry := self._pop()) is not None:
             if not self.is_lendable(entry, now):
                 self._retire(entry, orders)
@@ -490,11 +530,10 @@ class PoolCore:
             waiter.entry = entry
             waiter.granted_at = now
             self.waits.observe(now - waiter.queued_at)
-            orders.settled.append(waiter)
+            settled.append(waiter)
+        orders.settled = tuple(settled)
 
     def _connects_wanted(self, now):
-        if self.is_suspended:
-            return 0
         # The delay after a failure is for the background. It isn't for those
         # who wait when nothing but a new connection could serve them.
         nothing_else = self.waiters and not self.entries and not self.connecting
@@ -513,10 +552,10 @@ class PoolCore:
 
     def _update_contended(self):
         self.contended = (
-            self.lock_always
+            bool(self.waiters)
+            or self.lock_always
             or self.is_closed
             or self.is_suspended
-            or bool(self.waiters)
             or len(self.entries) > self.max_size
         )
 
@@ -545,7 +584,7 @@ class PoolCore:
         self._past_reuses += max(0, entry.uses - 1)
         self._past_checks += entry.checks
         self._past_used_seconds += entry.used_seconds
-        orders.closing.append(entry)
+        orders.closing += (entry,)
 
     def discard(self, entry, now):
         """Give up an owned entry that must not be used again. Locked."""
@@ -572,14 +611,14 @@ class PoolCore:
             if entry.serial in self.entries:
                 self._register(entry)
                 if is_return:
-                    orders.returned.append(entry)
+                    orders.returned += (entry,)
                 else:
                     self.lost += 1
-                    orders.lost.append(entry)
+                    orders.lost += (entry,)
             else:
                 # It was to be closed, and whoever should have done it was
                 # interrupted.
-                orders.closing.append(entry)
+                orders.closing += (entry,)
 
     # Connecting. All locked.
 
@@ -629,7 +668,7 @@ class PoolCore:
         self.retry_at = now + delay * (1 - 0.25 * self.jitter())
         orders = Orders()
         if self.waiters and not self.entries and not self.connecting:
-            orders.settled.extend(self._fail_waiters(lambda: error))
+            orders.settled = self._fail_waiters(lambda: error)
         if now - self.failing_since >= self.reconnect_timeout:
             # Nothing is tried in the background until somebody asks again.
             self.retry_at = math.inf
@@ -638,7 +677,7 @@ class PoolCore:
         return orders.extend(self.settle(now))
 
     def _fail_waiters(self, make_error):
-        waiters = list(self.waiters)
+        waiters = tuple(self.waiters)
         self.waiters.clear()
         for waiter in waiters:
             waiter.error = make_error()
@@ -696,12 +735,10 @@ class PoolCore:
         """Lend nothing anymore. Those who wait get PoolClosed."""
         self.is_closed = True
         orders = Orders()
-        orders.settled.extend(
-            self._fail_waiters(
-                lambda: PoolClosed(
-                    "The pool of '%s' was closed while waiting for a connection."
-                    % self.name
-                )
+        orders.settled = self._fail_waiters(
+            lambda: PoolClosed(
+                "The pool of '%s' was closed while waiting for a connection."
+                % self.name
             )
         )
         return orders.extend(self.settle(now))
@@ -749,7 +786,7 @@ class PoolCore:
                 and now - acquired_at >= self.leak_threshold
             ):
                 entry.leak_reported = True
-                orders.leaks.append(entry)
+                orders.leaks += (entry,)
 
     def next_due(self, now):
         """Return when reap() has something to do, at the latest; or inf."""

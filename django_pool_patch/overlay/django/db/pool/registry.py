@@ -7,6 +7,7 @@ import os
 import threading
 from time import monotonic
 
+import django.db
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
@@ -52,14 +53,12 @@ class PoolRegistry:
 
         Raise KeyError naming the remedy if there is none.
         """
-        from django.db import connections
-
-        if alias not in connections.settings:
+        if alias not in django.db.connections.settings:
             raise KeyError(
                 "There is no database '%s' in settings.DATABASES. Use one of: %s."
-                % (alias, ", ".join(connections.settings))
+                % (alias, ", ".join(django.db.connections.settings))
             )
-        pool = connections[alias].connection_pool
+        pool = django.db.connections[alias].connection_pool
         if pool is None:
             raise KeyError(
                 "The database '%s' has no pool. Write \"POOL\": True into "
@@ -70,12 +69,10 @@ class PoolRegistry:
 
     def __iter__(self):
         """Iterate over the aliases that have a pool."""
-        from django.db import connections
-
         return (
             alias
-            for alias in connections.settings
-            if connections[alias].connection_pool is not None
+            for alias in django.db.connections.settings
+            if django.db.connections[alias].connection_pool is not None
         )
 
     def for_wrapper(self, wrapper):
@@ -105,16 +102,13 @@ class PoolRegistry:
         Raise KeyError naming the remedy if there is none, and PoolError if the
         alias's pool can't serve tasks.
         """
-        from django.db import connections
-
-        found = None
-        if alias in connections.settings:
-            found = self._found.get(id(connections.settings[alias]))
+        settings_dict = django.db.connections.settings.get(alias)
+        found = self._found.get(id(settings_dict))
         # Most often it's known, and the thread needs no wrapper.
         if (
             found is not None
-            and found[0] is connections.settings[alias]
-            and found[1] == found[0]
+            and found[0] is settings_dict
+            and found[1] == settings_dict
             and found[3].name == alias
         ):
             pool = found[3]
@@ -123,7 +117,7 @@ class PoolRegistry:
         # Other pools have none, which the constructor below complains of.
         loops = getattr(pool, "loops", {})
         if (async_pool := loops.get(loop)) is None:
-            async_pool = connections[alias].async_pool_class(pool=pool)
+            async_pool = django.db.connections[alias].async_pool_class(pool=pool)
             # Nobody is told of the end of a loop, so it's found out now.
             for other in list(loops):
                 if other.is_closed():
@@ -200,11 +194,13 @@ class PoolRegistry:
         What other threads have in use is left alone: closing a connection
         while it's used can crash a driver.
         """
-        from django.db import connections
-
         deadline = monotonic() + timeout
         # Without settings there are no wrappers, but there may be pools.
-        wrappers = connections.all(initialized_only=True) if settings.configured else []
+        wrappers = (
+            django.db.connections.all(initialized_only=True)
+            if settings.configured
+            else []
+        )
         for connection in wrappers:
             try:
                 if connection.connection_pool is not None:

@@ -91,7 +91,9 @@ class ConnectionPool(BasePool):
         self._watches = False
         self._check = self._find_check(options.check)
         self._is_clean, self._reset = self._find_reset(options.reset)
-        self._records_holders = options.leak_threshold is not None
+        if options.leak_threshold is not None:
+            self._is_clean_at_all = self._is_clean
+            self._is_clean = self._is_clean_and_reported
         # Guards the core where it says "locked". No I/O, no hook and no
         # logging happens while it's held.
         self._lock = threading.Lock()
@@ -109,7 +111,9 @@ class ConnectionPool(BasePool):
         self.loops = {}
 
     def _make_core(self):
-        return PoolCore(self.options, name=self.name, lock_always=LOCK_ALWAYS)
+        # The fast path of acquire() doesn't note who the holder is.
+        lock_always = LOCK_ALWAYS or self.options.leak_threshold is not None
+        return PoolCore(self.options, name=self.name, lock_always=lock_always)
 
     def _find_check(self, option):
         """Return what asks a connection for a sign of life, or None."""
@@ -184,21 +188,22 @@ class ConnectionPool(BasePool):
                 pass
             else:
                 now = self._clock()
-                # The second half is what _look_at() does most often.
-                if entry.generation == core.generation and (
-                    now < entry.fresh_until
-                    or entry.poll is not None
-                    and now - entry.fresh_until < self._ping_after
-                    and now < entry.expires_at
-                    and not entry.poll(0)
-                    or self._is_healthy(entry, now)
+                # Polling is what _look_at() does most often. What is lent
+                # without it comes first, by way of the fewest jumps.
+                if entry.generation != core.generation or (
+                    now >= entry.fresh_until
+                    and (
+                        entry.poll is None
+                        or now - entry.fresh_until >= self._ping_after
+                        or now >= entry.expires_at
+                        or entry.poll(0)
+                    )
+                    and not self._is_healthy(entry, now)
                 ):
-                    entry.acquired_at = now
-                    entry.uses += 1
-                    if self._records_holders:
-                        self._record_holder(entry, 2)
-                    return entry
-                return self._wait_for_entry(timeout, entry)
+                    return self._wait_for_entry(timeout, entry)
+                entry.acquired_at = now
+                entry.uses += 1
+                return entry
         return self._wait_for_entry(timeout)
 
     def release(self, entry):
@@ -226,8 +231,6 @@ class ConnectionPool(BasePool):
         entry.fresh_until = fresh_until
         entry.acquired_at = None
         entry.used_seconds += now - acquired_at
-        if entry.leak_reported:
-            self._report_return(entry, now - acquired_at)
         core.idle.append(entry)
         if core.contended:
             self._settle()
@@ -319,7 +322,7 @@ class ConnectionPool(BasePool):
             raise
         entry.acquired_at = self._clock()
         entry.uses += 1
-        if self._records_holders:
+        if self.options.leak_threshold is not None:
             self._record_holder(entry, 3)
         return entry
 
@@ -728,6 +731,16 @@ class ConnectionPool(BasePool):
             "".join(traceback.StackSummary.from_list(list(stack)[::-1]).format()),
         )
 
+    def _is_clean_and_reported(self, entry):
+        """
+        Do what tells at each return whether an entry needs no cleaning, and
+        report the end of what was reported as a leak.
+        """
+        if entry.leak_reported:
+            self._report_return(entry, self._clock() - entry.acquired_at)
+        is_clean = self._is_clean_at_all
+        return is_clean is None or is_clean(entry)
+
     def _report_return(self, entry, seconds):
         entry.leak_reported = False
         logger.warning(
@@ -886,7 +899,7 @@ class ConnectionPool(BasePool):
         self._core.max_size = abandoned.max_size
         self._core.is_suspended = abandoned.is_suspended
         self._core.contended = (
-            abandoned.is_closed or abandoned.is_suspended or LOCK_ALWAYS
+            abandoned.is_closed or abandoned.is_suspended or self._core.lock_always
         )
         self.loops = {}
         for entry in entries:
