@@ -1478,8 +1478,9 @@ class AsyncPoolTests(AsyncPoolTestCase):
         patient = await self.queue(pool, 1)
         timeouts = [0.05, 0.02, 0.03, 0.02]
         impatient = [asyncio.create_task(pool.acquire(timeout)) for timeout in timeouts]
-        done, _ = await asyncio.wait([*patient, *impatient], timeout=0.5)
+        done, _ = await asyncio.wait(impatient, timeout=PATIENCE)
         self.assertEqual(done, set(impatient))
+        self.assertIs(patient[0].done(), False)
         for task in impatient:
             with self.assertRaises(PoolTimeout):
                 await task
