@@ -3,6 +3,7 @@ A test runner that records what became of each test, for comparing runs.
 """
 
 import functools
+import gc
 import json
 import os
 import time
@@ -89,6 +90,13 @@ class RecordingRunner(DiscoverRunner):
                     )
 
         return RecordingResult
+
+    def run_suite(self, suite, **kwargs):
+        # All that there is by now stays, and is much. The tests that collect
+        # garbage, some hundreds, needn't look at it again and again.
+        gc.collect()
+        gc.freeze()
+        return super().run_suite(suite, **kwargs)
 
     def teardown_databases(self, old_config, **kwargs):
         super().teardown_databases(old_config, **kwargs)

@@ -11,6 +11,7 @@ import functools
 import logging
 import weakref
 from _thread import get_ident
+from asyncio import _get_running_loop
 from contextlib import contextmanager
 from threading import current_thread
 
@@ -242,14 +243,31 @@ def give_back_unless_needed(wrapper):
     Give back what was borrowed for a statement or a transaction that is over.
     """
     lease = wrapper._pool_lease
-    if lease is not None and lease.by_statement and not is_needed(wrapper, lease):
-        entry = lease.entry
+    if lease is None or not lease.by_statement:
+        return
+    entry = lease.entry
+    # is_needed(), written out, for it's asked at the end of each statement.
+    if (
+        lease.cursors
+        or not wrapper.autocommit
+        or lease.pin_reason is not None
+        or wrapper._pool_pins
+        or wrapper._pool_busy
+        or wrapper._thread_sharing_count
+        or wrapper.connection is not entry.connection
+    ):
+        return
+    if wrapper.errors_occurred or lease.named_cursors:
         _end_lease(wrapper, lease)
-        # The lease is used again for the next statement. Meanwhile it mustn't
-        # keep alive what another may lose.
-        lease.entry = None
-        wrapper._pool_parked = lease
-        lease.pool.release(entry)
+    else:
+        # What is left of that.
+        wrapper._pool_lease = wrapper.connection = entry.lessee = None
+        entry.session.autocommit = True
+    # The lease is used again for the next statement. Meanwhile it mustn't keep
+    # alive what another may lose.
+    lease.entry = None
+    wrapper._pool_parked = lease
+    lease.pool.release(entry)
 
 
 def is_needed(wrapper, lease):
@@ -440,9 +458,13 @@ def knows_autocommit(method):
 
     @functools.wraps(method)
     def get_autocommit(self):
-        if (
-            self.connection is None
-            and not self.in_atomic_block
+        if self.connection is not None:
+            # It's asked at the end of each request. Where nothing may wait
+            # for a database, the method says so.
+            if self._pool_lease is not None and _get_running_loop() is None:
+                return self.autocommit
+        elif (
+            not self.in_atomic_block
             and self.settings_dict["AUTOCOMMIT"]
             and (pool := get_pool(self)) is not None
             and pool.options.mode == "transaction"

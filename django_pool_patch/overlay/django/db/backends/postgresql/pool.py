@@ -34,18 +34,19 @@ class DatabaseConnector(BaseDatabaseConnector):
     def fileno(self, connection):
         return connection.fileno()
 
-    def is_clean(self, entry):
-        session = entry.session
-        connection = entry.connection
-        return (
-            not session.is_suspect
-            and is_idle(connection)
-            and self.read_state(connection) == session.initial_state
-        )
-
     if is_psycopg3:
 
         read_state = staticmethod(get_state)
+
+        def is_clean(self, entry):
+            session = entry.session
+            connection = entry.connection
+            return (
+                not session.is_suspect
+                # is_idle(), written out, for it's asked at each return.
+                and connection.pgconn.transaction_status == TRANSACTION_STATUS_IDLE
+                and get_state(connection) == session.initial_state
+            )
 
         def restore_state(self, entry):
             connection = entry.connection
@@ -60,6 +61,15 @@ class DatabaseConnector(BaseDatabaseConnector):
                 ) = entry.session.initial_state
 
     else:
+
+        def is_clean(self, entry):
+            session = entry.session
+            connection = entry.connection
+            return (
+                not session.is_suspect
+                and is_idle(connection)
+                and self.read_state(connection) == session.initial_state
+            )
 
         def read_state(self, connection):
             return connection.autocommit, connection.isolation_level
