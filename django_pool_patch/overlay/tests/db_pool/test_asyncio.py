@@ -1458,7 +1458,7 @@ class AsyncPoolTests(AsyncPoolTestCase):
         await pool.release(entry)
 
     async def test_one_timer(self):
-        """It's set once for all who wait equally long, and may be late."""
+        """It's set once for all who wait equally long."""
         pool = self.make_pool(max_size=1)
         entry = await pool.acquire()
         with mock.patch.object(pool, "_expect", wraps=pool._expect) as expect:

@@ -1,3 +1,4 @@
+import asyncio
 import gc
 import threading
 import time
@@ -6,7 +7,7 @@ import weakref
 from contextlib import contextmanager
 from unittest import mock
 
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import (
     DatabaseError,
     Error,
@@ -231,6 +232,17 @@ class LendingTests(LendingTestCase):
         self.assertIsNone(entry.lessee)
         for value in entry.facts.values():
             self.assertIsNot(getattr(value, "connection", None), wrapper)
+
+    def test_autocommit_is_not_told_in_a_loop(self):
+        wrapper = self.make_wrapper()
+        wrapper.ensure_connection()
+
+        async def ask():
+            return wrapper.get_autocommit()
+
+        self.assertIs(wrapper.get_autocommit(), True)
+        with self.assertRaises(SynchronousOnlyOperation):
+            asyncio.run(ask())
 
     def test_autocommit_off_in_settings(self):
         wrapper = self.make_wrapper({"AUTOCOMMIT": False})

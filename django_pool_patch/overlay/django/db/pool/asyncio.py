@@ -421,7 +421,9 @@ class AsyncConnectionPool:
                         self._expect(deadline, now, loop)
                         await waiter.future
                     if waiter.entry is None and waiter.error is None:
-                        if not self._is_served_after_all(waiter, deadline):
+                        if waiter.queued_at < deadline and pool._collect_garbage():
+                            self._settle()
+                        if not pool._is_served_at_deadline(waiter):
                             raise pool._timeout_error(timeout)
                 if waiter.error is not None:
                     raise pool._own_error(waiter.error)
@@ -483,21 +485,6 @@ class AsyncConnectionPool:
                     due = min(due, waiter.deadline)
         if due < inf:
             self._expect(max(due, now + SHORTEST_PAUSE), now, loop)
-
-    def _is_served_after_all(self, waiter, deadline):
-        """
-        Return whether the waiter, whose time is up, was granted an entry, or
-        an error.
-        """
-        pool = self._pool
-        if waiter.queued_at < deadline and pool._collect_garbage():
-            self._settle()
-        with pool._lock:
-            entry = pool._core.withdraw(waiter, pool._clock())
-            if entry is None and waiter.error is None:
-                pool._core.timeouts += 1
-                return False
-        return True
 
     def _withdraw(self, waiter):
         """Take a waiter out of the line, giving up what it was granted."""

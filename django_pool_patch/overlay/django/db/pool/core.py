@@ -238,9 +238,10 @@ class PoolCore:
     Keep the books of one pool.
 
     `options` is a PoolOptions, `name` what messages call the pool.
-    `lock_always` is for interpreters without a GIL. `jitter` returns numbers
-    between 0 and 1. All times are in seconds on one monotonic clock, which
-    callers read.
+    `lock_always` is for interpreters without a GIL, and for shells that note
+    more at each acquire() than can be done without the lock. `jitter` returns
+    numbers between 0 and 1. All times are in seconds on one monotonic clock,
+    which callers read.
     """
 
     # Faster than a dict, which so many attributes would be kept in.

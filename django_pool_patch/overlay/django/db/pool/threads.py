@@ -337,11 +337,18 @@ class ConnectionPool(BasePool):
 
     def _is_served(self, waiter, deadline):
         """Return whether the waiter was granted an entry, or an error."""
-        # Notified or not: a grant found at the deadline is as good.
         if waiter.wait(deadline - self._clock()):
             return True
         if waiter.queued_at < deadline and self._collect_garbage():
             self._settle()
+        return self._is_served_at_deadline(waiter)
+
+    def _is_served_at_deadline(self, waiter):
+        """
+        Take a waiter out of the line whose time is up. Return whether it was
+        granted an entry, or an error, nevertheless.
+        """
+        # Notified or not: a grant found at the deadline is as good.
         with self._lock:
             entry = self._core.withdraw(waiter, self._clock())
             if entry is None and waiter.error is None:

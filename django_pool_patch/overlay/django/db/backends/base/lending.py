@@ -243,31 +243,14 @@ def give_back_unless_needed(wrapper):
     Give back what was borrowed for a statement or a transaction that is over.
     """
     lease = wrapper._pool_lease
-    if lease is None or not lease.by_statement:
-        return
-    entry = lease.entry
-    # is_needed(), written out, for it's asked at the end of each statement.
-    if (
-        lease.cursors
-        or not wrapper.autocommit
-        or lease.pin_reason is not None
-        or wrapper._pool_pins
-        or wrapper._pool_busy
-        or wrapper._thread_sharing_count
-        or wrapper.connection is not entry.connection
-    ):
-        return
-    if wrapper.errors_occurred or lease.named_cursors:
+    if lease is not None and lease.by_statement and not is_needed(wrapper, lease):
+        entry = lease.entry
         _end_lease(wrapper, lease)
-    else:
-        # What is left of that.
-        wrapper._pool_lease = wrapper.connection = entry.lessee = None
-        entry.session.autocommit = True
-    # The lease is used again for the next statement. Meanwhile it mustn't keep
-    # alive what another may lose.
-    lease.entry = None
-    wrapper._pool_parked = lease
-    lease.pool.release(entry)
+        # The lease is used again for the next statement. Meanwhile it mustn't
+        # keep alive what another may lose.
+        lease.entry = None
+        wrapper._pool_parked = lease
+        lease.pool.release(entry)
 
 
 def is_needed(wrapper, lease):
@@ -459,8 +442,8 @@ def knows_autocommit(method):
     @functools.wraps(method)
     def get_autocommit(self):
         if self.connection is not None:
-            # It's asked at the end of each request. Where nothing may wait
-            # for a database, the method says so.
+            # Asked at the end of each request, what is known needs no further
+            # call. In a running loop there's an error to raise.
             if self._pool_lease is not None and _get_running_loop() is None:
                 return self.autocommit
         elif (

@@ -165,11 +165,7 @@ class StatementCursorMixin(PooledCursorMixin):
     """
 
     def fetchone(self):
-        # PooledCursorMixin's, written out.
-        if self._lease is not self.db._pool_lease:
-            self._validate_lease()
-        with self.db.wrap_database_errors:
-            row = self.cursor.fetchone()
+        row = super().fetchone()
         if row is None:
             self._detach()
         return row
