@@ -15,8 +15,7 @@ from django.db import connections
 from django.test.runner import DiscoverRunner
 
 # Parallel tests have it look at each exception class there is, those of all
-# models too, for each class of tests: that takes longer than the tests. Once
-# will do.
+# models too, for each class of tests: a good part of their time. Once will do.
 pickling_support.install = functools.cache(pickling_support.install)
 
 # From best to worst: a test may have several outcomes, by its subtests or by

@@ -370,7 +370,7 @@ class PoolCore:
     def room(self):
         """How many more connections max_size leaves room for. Locked."""
         # What is about to be closed still exists at the server.
-        return self.max_size - self.size - self.closing
+        return self.max_size - len(self.entries) - self.connecting - self.closing
 
     def all_entries(self):
         """Return the open entries that exist, in use or not. Locked."""
@@ -515,7 +515,7 @@ class PoolCore:
                 if self.idle and self.waiters:
                     self._serve(now, orders)
                 # At the limit, which is where it's busy, nothing is wanted.
-                if self.max_size > len(self.entries) + self.connecting + self.closing:
+                if self.room > 0:
                     orders.connects = self._connects_wanted(now)
                     self.connecting += orders.connects
         self._update_contended()
