@@ -131,8 +131,6 @@ def _edit_base(module: Any) -> None:
     # How many methods are using the connection, and blocks of pinned().
     wrapper_class._pool_busy = 0
     wrapper_class._pool_pins = 0
-    # What was borrowed last, between statements.
-    wrapper_class._pool_parked = None
     # Whether connection_created was sent, in transaction mode.
     wrapper_class._pool_has_announced = False
     wrapper_class.connect = connect_or_borrow

@@ -145,8 +145,6 @@ from django.db.backends.base.pooled_cursors import lends_cursor
     # How many methods are using the connection, and blocks of pinned().
     _pool_busy = 0
     _pool_pins = 0
-    # What was borrowed last, between statements.
-    _pool_parked = None
     # Whether connection_created was sent, in transaction mode.
     _pool_has_announced = False
 """,

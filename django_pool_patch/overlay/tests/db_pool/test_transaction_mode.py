@@ -1,6 +1,7 @@
 import gc
 import threading
 import unittest
+import warnings
 from io import StringIO
 from unittest import mock
 
@@ -13,6 +14,7 @@ from django.db import (
     models,
     transaction,
 )
+from django.db.backends.base import lending
 from django.db.backends.signals import connection_created
 from django.db.pool import NullPool, PoolTimeout
 from django.db.transaction import TransactionManagementError
@@ -224,6 +226,21 @@ class StatementTests(TransactionModeTestCase):
             self.select(wrapper, "SELECT nonsense FROM nowhere")
         self.assertIdle(wrapper)
         self.assertEqual(self.select(wrapper), 1)
+
+    def test_finalizer_while_giving_back(self):
+        """What is being given back isn't given back by a finalizer as well."""
+        wrapper = self.make_wrapper()
+        note_doubts = lending._note_doubts
+
+        def be_interrupted(wrapper, lease, entry):
+            lending.leave(wrapper, lease)
+            note_doubts(wrapper, lease, entry)
+
+        with mock.patch.object(lending, "_note_doubts", be_interrupted):
+            with self.assertRaises(DatabaseError):
+                self.select(wrapper, "SELECT nonsense FROM nowhere")
+        self.assertIdle(wrapper)
+        self.assertEqual(wrapper.connection_pool.stats().idle, 1)
 
     def test_constraint_checks_disabled(self):
         """Checks are off for whoever disabled them, and for nobody else."""
@@ -705,6 +722,18 @@ class ServerSideCursorTests(TransactionModeTestCase):
                 with self.assertRaises(InterfaceError):
                     cursor.fetchmany(1)
                 cursor.close()
+
+    def test_never_closed(self):
+        """The session is reset for the sake of such a cursor, but once."""
+        wrapper = self.make_wrapper()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            self.chunks(wrapper)
+            gc.collect()
+        for _ in range(3):
+            self.assertEqual(self.select(wrapper), 1)
+            self.assertIdle(wrapper)
+        self.assertEqual(wrapper.connection_pool.stats().resets, 1)
 
     def test_all_rows_read(self):
         for name in "abc":

@@ -29,10 +29,10 @@ AUTOCOMMIT_OFF = "autocommit off"
 
 class Lease:
     """
-    What a wrapper borrowed.
+    What a wrapper borrowed. It lasts until the wrapper is closed.
 
-    * pool, entry: what was borrowed; entry is None while it's given back for a
-      moment, between two statements.
+    * pool, entry: what was borrowed; entry is None once it was given back, be
+      it for a moment, between two statements.
     * lessee: weak reference to the wrapper, for the entry.
     * facts: what the wrapper was told about the connection.
     * by_statement: whether it goes back as soon as it's not needed.
@@ -43,19 +43,33 @@ class Lease:
     * is_prepared: whether the receivers of connection_created are through.
     """
 
-    # One is made for each request, and most of it stays as it is.
-    by_statement = False
-    named_cursors = 0
-    pin_reason = None
-    is_prepared = False
+    # Each statement reads most of them.
+    __slots__ = (
+        "pool",
+        "entry",
+        "lessee",
+        "facts",
+        "by_statement",
+        "cursors",
+        "named_cursors",
+        "pin_reason",
+        "is_prepared",
+    )
 
-    def __init__(self, wrapper, pool, entry):
+    def __init__(self, pool, entry, lessee, facts, by_statement):
         self.pool = pool
         self.entry = entry
-        self.lessee = entry.lessee = weakref.ref(wrapper)
-        if pool.options.mode == "transaction":
-            self.by_statement = True
-            self.cursors = set()
+        self.lessee = lessee
+        self.facts = facts
+        self.by_statement = by_statement
+        self.cursors = set() if by_statement else ()
+        self.named_cursors = 0
+        self.pin_reason = None
+        self.is_prepared = False
+
+
+# What a closed cursor's connection was borrowed by.
+NO_LEASE = Lease(None, None, None, None, by_statement=True)
 
 
 def get_pool(wrapper):
@@ -82,9 +96,8 @@ def borrow(wrapper, pool):
     one that has been initialized already.
     """
     wrapper.check_settings()
-    wrapper._pool_parked = None
-    if wrapper._pool_lease is not None:
-        _forsake(wrapper)
+    if (lease := wrapper._pool_lease) is not None:
+        _forsake(wrapper, lease)
     # In case the previous connection was closed while in an atomic block.
     wrapper.in_atomic_block = False
     wrapper.savepoint_ids = []
@@ -106,11 +119,7 @@ def borrow(wrapper, pool):
         if pool is closed_pool or pool is None:
             raise
         entry = pool.acquire()
-    # From here on the lease is what keeps the entry alive: when the wrapper
-    # is collected, the entry comes back to the pool.
-    lease = wrapper._pool_lease = Lease(wrapper, pool, entry)
-    wrapper.__dict__.update(entry.facts)
-    lease.facts = entry.facts
+    lease = _make_lease(wrapper, pool, entry, pool.options.mode == "transaction")
     wrapper.autocommit = wrapper.settings_dict["AUTOCOMMIT"]
     wrapper.connection = entry.connection
     if wrapper._pool_thread is None and wrapper._thread_ident == get_ident():
@@ -123,7 +132,18 @@ def borrow(wrapper, pool):
     wrapper.run_on_commit = []
 
 
-def borrow_again(wrapper):
+def _make_lease(wrapper, pool, entry, by_statement):
+    """Have a wrapper borrow an entry, and return the lease."""
+    facts = entry.facts
+    lessee = entry.lessee = weakref.ref(wrapper)
+    # From here on the lease is what keeps the entry alive: when the wrapper
+    # is collected, the entry comes back to the pool.
+    lease = wrapper._pool_lease = Lease(pool, entry, lessee, facts, by_statement)
+    wrapper.__dict__.update(facts)
+    return lease
+
+
+def borrow_again(wrapper, lease):
     """
     Connect a wrapper that has given back what it borrowed for a statement, and
     has not been closed or connected by others since, so that nothing else is
@@ -132,8 +152,6 @@ def borrow_again(wrapper):
     As with a connection that stays open, settings that changed are heeded
     after close().
     """
-    lease = wrapper._pool_parked
-    wrapper._pool_parked = None
     try:
         entry = lease.pool.acquire()
     except PoolClosed:
@@ -146,7 +164,6 @@ def borrow_again(wrapper):
     if lease.facts is not entry.facts:
         lease.facts = entry.facts
         wrapper.__dict__.update(entry.facts)
-    wrapper._pool_lease = lease
     wrapper.connection = entry.connection
     if connection_created.receivers:
         lease.is_prepared = False
@@ -191,10 +208,8 @@ def announce(alias, entry):
     wrapper = connections[alias]
     wrapper.close()
     wrapper.autocommit = wrapper.settings_dict["AUTOCOMMIT"]
-    wrapper.__dict__.update(entry.facts)
-    lease = wrapper._pool_lease = Lease(wrapper, get_pool(wrapper), entry)
     # It goes back to the task.
-    lease.by_statement = False
+    lease = _make_lease(wrapper, get_pool(wrapper), entry, by_statement=False)
     wrapper.connection = entry.connection
     try:
         connection_created.send(sender=wrapper.__class__, connection=wrapper)
@@ -213,15 +228,18 @@ def give_back(wrapper):
     Return whether that is all. It isn't when nothing was borrowed, or when
     somebody has put a connection of their own in the place of it.
     """
-    wrapper._pool_parked = None
     lease = wrapper._pool_lease
     if lease is None:
         return False
+    entry = lease.entry
+    if entry is None:
+        # It was given back after a statement.
+        wrapper._pool_lease = None
+        return False
     if wrapper._thread_ident != get_ident():
         wrapper.validate_thread_sharing()
-    entry = lease.entry
     if wrapper.connection is not entry.connection:
-        _forsake(wrapper)
+        _forsake(wrapper, lease)
         return False
     wrapper.run_on_commit = []
     if wrapper.in_atomic_block:
@@ -229,8 +247,7 @@ def give_back(wrapper):
         # used before the block ends. Its connection stays, but is closed.
         wrapper.closed_in_transaction = True
         wrapper.needs_rollback = True
-        wrapper._pool_lease = None
-        entry.lessee = None
+        wrapper._pool_lease = lease.entry = entry.lessee = None
         lease.pool.discard(entry)
     else:
         _end_lease(wrapper, lease)
@@ -238,52 +255,66 @@ def give_back(wrapper):
     return True
 
 
-def give_back_unless_needed(wrapper):
+def give_back_unless_needed(wrapper, later=False):
     """
     Give back what was borrowed for a statement or a transaction that is over.
+
+    `later` is for finalizers: they mustn't do what may need the lock.
     """
+    # Paid at each statement, so there are no further calls here.
     lease = wrapper._pool_lease
-    if lease is not None and lease.by_statement and not is_needed(wrapper, lease):
-        entry = lease.entry
-        _end_lease(wrapper, lease)
-        # The lease is used again for the next statement. Meanwhile it mustn't
-        # keep alive what another may lose.
-        lease.entry = None
-        wrapper._pool_parked = lease
-        lease.pool.release(entry)
-
-
-def is_needed(wrapper, lease):
-    """Return whether a wrapper has to keep what it borrowed by statement."""
-    return (
+    if (
+        lease is None
+        or not lease.by_statement
         # Somebody is still going to read.
-        lease.cursors
+        or lease.cursors
         # In a transaction, or between those that are managed by hand.
         or not wrapper.autocommit
         # The session was touched.
         or lease.pin_reason is not None
-        or wrapper._pool_pins
-        # The wrapper is about to use it.
+        # The wrapper is about to use it, or asked to keep it.
         or wrapper._pool_busy
-        # Another thread may be.
+        # Another thread may be using it.
         or wrapper._thread_sharing_count
-        # It isn't what was borrowed. close() and connect() see to that.
-        or wrapper.connection is not lease.entry.connection
-    )
+    ):
+        return
+    entry = lease.entry
+    if entry is None or wrapper.connection is not entry.connection:
+        # It was given back, or isn't what was borrowed. close() and connect()
+        # see to that.
+        return
+    # The lease is used again for the next statement. Meanwhile it mustn't
+    # keep alive what another may lose. This comes before any call, which a
+    # finalizer might interrupt in order to do the same.
+    wrapper.connection = lease.entry = entry.lessee = None
+    entry.session.autocommit = True
+    if wrapper.errors_occurred or lease.named_cursors:
+        _note_doubts(wrapper, lease, entry)
+    if later:
+        lease.pool.release_later(entry)
+    else:
+        lease.pool.release(entry)
 
 
 def _end_lease(wrapper, lease):
-    wrapper._pool_lease = wrapper.connection = lease.entry.lessee = None
-    session = lease.entry.session
-    session.autocommit = wrapper.autocommit
+    entry = lease.entry
+    wrapper._pool_lease = wrapper.connection = lease.entry = entry.lessee = None
+    entry.session.autocommit = wrapper.autocommit
+    if wrapper.errors_occurred or lease.named_cursors:
+        _note_doubts(wrapper, lease, entry)
+
+
+def _note_doubts(wrapper, lease, entry):
+    """Have the pool look closer at a session that may not be as it was."""
     if wrapper.errors_occurred:
         wrapper.errors_occurred = False
-        session.is_suspect = True
+        entry.session.is_suspect = True
     if lease.named_cursors:
-        _mark_for_reset(lease.entry)
+        lease.named_cursors = 0
+        _mark_for_reset(entry)
 
 
-def _forsake(wrapper):
+def _forsake(wrapper, lease):
     """
     Give up the lease of a connection that isn't the wrapper's anymore.
 
@@ -292,11 +323,11 @@ def _forsake(wrapper):
     does it keep it alive: without a pool, the driver would close it when it's
     collected.
     """
-    lease = wrapper._pool_lease
-    wrapper._pool_lease = None
     entry = lease.entry
-    entry.connection = entry.session.wrapper.connection = None
-    lease.pool.discard(entry)
+    wrapper._pool_lease = lease.entry = None
+    if entry is not None:
+        entry.connection = entry.session.wrapper.connection = None
+        lease.pool.discard(entry)
 
 
 def leave(wrapper, lease):
@@ -310,10 +341,8 @@ def leave(wrapper, lease):
         wrapper._pool_lease is lease
         and wrapper._thread_ident == get_ident()
         and lease.pool.supports_release_later
-        and not is_needed(wrapper, lease)
     ):
-        _end_lease(wrapper, lease)
-        lease.pool.release_later(lease.entry)
+        give_back_unless_needed(wrapper, later=True)
 
 
 # Pinning.
@@ -340,7 +369,9 @@ def pin(wrapper, lease, reason):
     """
     if reason is None:
         return
-    if reason == TRANSACTION and (wrapper._pool_busy or not wrapper.autocommit):
+    if reason == TRANSACTION and (
+        wrapper._pool_busy > wrapper._pool_pins or not wrapper.autocommit
+    ):
         # It's Django that begins one.
         return
     lease.pin_reason = reason
@@ -368,6 +399,7 @@ def pinned(wrapper):
     the connection. Without a pool, or in session mode, it's kept anyway.
     """
     wrapper._pool_pins += 1
+    wrapper._pool_busy += 1
     try:
         wrapper.ensure_connection()
         lease = wrapper._pool_lease
@@ -376,6 +408,7 @@ def pinned(wrapper):
             _report_pin(lease, BY_HAND)
         yield wrapper
     finally:
+        wrapper._pool_busy -= 1
         wrapper._pool_pins -= 1
         give_back_unless_needed(wrapper)
 
@@ -386,7 +419,7 @@ def get_pin_reason(wrapper):
     for keeping it. None if it goes back as soon as it's not needed.
     """
     lease = wrapper._pool_lease
-    if lease is None:
+    if lease is None or lease.entry is None:
         return None
     if lease.pin_reason is None and wrapper._pool_pins:
         return BY_HAND
@@ -426,7 +459,7 @@ def follows_transaction(method):
 
     @functools.wraps(method)
     def do_without_connection(self):
-        busy, self._pool_busy = self._pool_busy, 0
+        busy, self._pool_busy = self._pool_busy, self._pool_pins
         try:
             give_back_unless_needed(self)
             return method(self)

@@ -322,9 +322,8 @@ class DatabaseConnector(BaseConnector):
             or wrapper._pool_thread.is_alive()
         ):
             return False
-        wrapper._pool_lease = None
-        wrapper.connection = None
-        entry.lessee = None
+        wrapper._pool_lease.entry = wrapper._pool_lease = None
+        wrapper.connection = entry.lessee = None
         entry.session.is_suspect = True
         entry.session.autocommit = wrapper.autocommit
         return True
@@ -332,7 +331,7 @@ class DatabaseConnector(BaseConnector):
     def abandon(self, entry):
         wrapper = self._get_lessee(entry)
         if wrapper is not None:
-            wrapper._pool_lease = None
+            wrapper._pool_lease.entry = wrapper._pool_lease = None
             wrapper.connection = None
             if wrapper.in_atomic_block:
                 wrapper.closed_in_transaction = True

@@ -7,6 +7,7 @@ they don't need the connection anymore.
 import functools
 
 from django.db.backends.base.lending import (
+    NO_LEASE,
     borrow_again,
     give_back_unless_needed,
     leave,
@@ -15,7 +16,7 @@ from django.db.backends.base.lending import (
     pin,
 )
 from django.db.backends.base.statements import UNKNOWN
-from django.db.backends.utils import CursorWrapper
+from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 from django.db.utils import InterfaceError
 
 # Attributes of drivers' cursors that are of use without a connection.
@@ -35,31 +36,37 @@ NOT_CONNECTING = frozenset(["debug_sql"])
 class PooledCursorMixin:
     """What a cursor does besides what Django's CursorWrapper does."""
 
-    # What the connection was borrowed by; None once the cursor is closed.
-    _lease = None
-    # Whether the cursor exists on the server too.
-    _is_named = False
-    # The statement that was executed, if there's nothing special about it.
-    _plain_sql = None
-    # Whether all rows were read, and the connection isn't the cursor's since.
-    _is_detached = False
-    # Whether it was closed without its connection.
-    _is_abandoned = False
+    def _take(self, lease, is_named):
+        """Become the cursor of a connection that was borrowed."""
+        # As attributes of the class they would be slower.
+        #
+        # What the connection was borrowed by; NO_LEASE once the cursor is
+        # closed.
+        self._lease = lease
+        # Whether the cursor exists on the server too.
+        self._is_named = is_named
+        # The statement that was executed, if there's nothing special about it.
+        self._plain_sql = None
+        # Whether all rows were read, and the connection isn't the cursor's
+        # since.
+        self._is_detached = False
+        # Whether it was closed without its connection.
+        self._is_abandoned = False
 
     def _execute(self, sql, params, *ignored_wrapper_args):
         self._prepare(sql)
-        return super()._execute(sql, params, *ignored_wrapper_args)
+        return super()._execute(sql, params)
 
     def _executemany(self, sql, param_list, *ignored_wrapper_args):
         self._prepare(sql)
-        return super()._executemany(sql, param_list, *ignored_wrapper_args)
+        return super()._executemany(sql, param_list)
 
     def _prepare(self, sql):
         """Get ready for executing a statement."""
         lease = self._lease
-        if lease is None or lease is not self.db._pool_lease or self._is_detached:
+        if lease.entry is None or self._is_detached:
             lease = self._rejoin()
-        if lease is not None:
+        if lease is not NO_LEASE:
             if lease.entry.session.is_plain(sql):
                 self._plain_sql = sql
             else:
@@ -67,7 +74,7 @@ class PooledCursorMixin:
                 note_statement(self.db, lease, sql)
 
     def callproc(self, procname, params=None, kparams=None):
-        if (lease := self._rejoin()) is not None:
+        if (lease := self._rejoin()) is not NO_LEASE:
             # There may be several sets of results.
             self._plain_sql = None
             note_call(self.db, lease, procname, params)
@@ -76,19 +83,19 @@ class PooledCursorMixin:
     # Written out, these are also faster than by CursorWrapper.__getattr__().
 
     def fetchone(self):
-        if self._lease is not self.db._pool_lease:
+        if self._lease.entry is None:
             self._validate_lease()
         with self.db.wrap_database_errors:
             return self.cursor.fetchone()
 
     def fetchmany(self, *args, **kwargs):
-        if self._lease is not self.db._pool_lease:
+        if self._lease.entry is None:
             self._validate_lease()
         with self.db.wrap_database_errors:
             return self.cursor.fetchmany(*args, **kwargs)
 
     def fetchall(self):
-        if self._lease is not self.db._pool_lease:
+        if self._lease.entry is None:
             self._validate_lease()
         with self.db.wrap_database_errors:
             return self.cursor.fetchall()
@@ -98,12 +105,12 @@ class PooledCursorMixin:
         return super().__iter__()
 
     def close(self):
-        lease, self._lease = self._lease, None
-        if lease is None:
+        lease, self._lease = self._lease, NO_LEASE
+        if lease is NO_LEASE:
             if not self._is_abandoned:
                 self.cursor.close()
             return
-        if lease is self.db._pool_lease:
+        if lease.entry is not None:
             if self._is_named:
                 # If closing fails, it goes with the connection.
                 lease.named_cursors -= 1
@@ -121,13 +128,13 @@ class PooledCursorMixin:
 
     def _rejoin(self):
         """
-        Return what the connection to use is borrowed by, or None if the cursor
-        is closed: drivers have errors for that.
+        Return what the connection to use is borrowed by, or NO_LEASE if the
+        cursor is closed: drivers have errors for that.
 
         Raise InterfaceError, as drivers do after close(), if the connection
         went back without the cursor's consent.
         """
-        if self._lease is not None:
+        if self._lease is not NO_LEASE:
             if not self._is_detached:
                 self._validate_connection()
         elif self._is_abandoned:
@@ -141,15 +148,15 @@ class PooledCursorMixin:
         """
         lease = self._lease
         if (
-            lease is not self.db._pool_lease
-            and lease is not None
+            lease.entry is None
+            and lease is not NO_LEASE
             and not self._is_detached
             and not lease.pool.connector.is_buffered(self.cursor, self._is_named)
         ):
             self._validate_connection()
 
     def _validate_connection(self):
-        if self._lease is not self.db._pool_lease:
+        if self._lease.entry is None:
             raise InterfaceError(
                 "The connection of this cursor was closed, and may be in use by "
                 "others. Get a new cursor."
@@ -165,7 +172,11 @@ class StatementCursorMixin(PooledCursorMixin):
     """
 
     def fetchone(self):
-        row = super().fetchone()
+        # As above, written out once more, for it's what most cursors do.
+        if self._lease.entry is None:
+            self._validate_lease()
+        with self.db.wrap_database_errors:
+            row = self.cursor.fetchone()
         if row is None:
             self._detach()
         return row
@@ -187,15 +198,10 @@ class StatementCursorMixin(PooledCursorMixin):
 
     def close(self):
         lease = self._lease
-        if (
-            lease is None
-            or lease is not self.db._pool_lease
-            or self._is_detached
-            or self._is_named
-        ):
+        if lease.entry is None or self._is_detached or self._is_named:
             return self._close_rarely()
         # What most cursors do.
-        self._lease = None
+        self._lease = NO_LEASE
         try:
             self.cursor.close()
         finally:
@@ -207,13 +213,13 @@ class StatementCursorMixin(PooledCursorMixin):
         try:
             super().close()
         finally:
-            if lease is not None and not self._is_detached:
+            if lease is not NO_LEASE and not self._is_detached:
                 lease.cursors.discard(id(self))
                 give_back_unless_needed(self.db)
 
     def __del__(self):
         lease = self._lease
-        if lease is not None and not self._is_detached:
+        if lease is not NO_LEASE and not self._is_detached:
             lease.cursors.discard(id(self))
             leave(self.db, lease)
 
@@ -232,9 +238,8 @@ class StatementCursorMixin(PooledCursorMixin):
             and self._plain_sql.lstrip(" \n(")[:6].lower() == "select"
             and not self._is_named
             and not self._is_detached
-            and lease is wrapper._pool_lease
+            and lease.entry is not None
             and wrapper.autocommit
-            and lease is not None
             and lease.pin_reason is None
             and lease.pool.connector.can_detach_cursors
         ):
@@ -244,7 +249,7 @@ class StatementCursorMixin(PooledCursorMixin):
             give_back_unless_needed(wrapper)
 
     def _rejoin(self):
-        if self._is_detached and self._lease is not None:
+        if self._is_detached and self._lease is not NO_LEASE:
             self._attach()
         return super()._rejoin()
 
@@ -260,9 +265,9 @@ class StatementCursorMixin(PooledCursorMixin):
                 self.cursor = wrapper.create_cursor()
             for name in attributes:
                 setattr(self.cursor, name, getattr(previous, name))
-            lease = self._lease = wrapper._pool_lease
+            lease = self._lease = wrapper._pool_lease or NO_LEASE
             self._is_detached = False
-            if lease is not None and lease.by_statement:
+            if lease is not NO_LEASE and lease.by_statement:
                 lease.cursors.add(id(self))
         finally:
             wrapper._pool_busy -= 1
@@ -275,21 +280,27 @@ _statement_classes = {}
 
 
 def lend_cursor(wrapper, lease, cursor, name):
-    """Make one of Django's cursors one of a pooled connection."""
+    """Return one of Django's cursors as one of a pooled connection."""
     classes = _statement_classes if lease.by_statement else _session_classes
-    pooled_class = classes.get(type(cursor)) or _make_class(classes, type(cursor))
+    cursor_class = type(cursor)
+    pooled_class = classes.get(cursor_class) or _make_class(classes, cursor_class)
     if pooled_class is None:
         # It won't tell when it's closed.
         if lease.by_statement and lease.pin_reason is None:
             pin(wrapper, lease, UNKNOWN)
-        return
-    cursor.__class__ = pooled_class
-    cursor._lease = lease
+        return cursor
+    if cursor_class is CursorWrapper or cursor_class is CursorDebugWrapper:
+        # A new object's attributes are several times as fast as those of one
+        # that was made another class's.
+        cursor = pooled_class(cursor.cursor, cursor.db)
+    else:
+        cursor.__class__ = pooled_class
+    cursor._take(lease, name is not None)
     if lease.by_statement:
         lease.cursors.add(id(cursor))
     if name is not None:
-        cursor._is_named = True
         lease.named_cursors += 1
+    return cursor
 
 
 def _make_class(classes, cursor_class):
@@ -327,7 +338,7 @@ def _noting(execute, cursor):
     """Return a function that notes its first argument, a statement."""
 
     def note_and_execute(*args, **kwargs):
-        if (lease := cursor._rejoin()) is not None:
+        if (lease := cursor._rejoin()) is not NO_LEASE:
             cursor._plain_sql = None
             if args:
                 note_statement(cursor.db, lease, args[0])
@@ -346,14 +357,16 @@ def lends_cursor(method):
         self._pool_busy += 1
         try:
             if (
-                self._pool_parked is not None
+                (lease := self._pool_lease) is not None
+                and lease.entry is None
                 and self.connection is None
                 and not self._thread_sharing_count
             ):
-                borrow_again(self)
+                borrow_again(self, lease)
             cursor = method(self, name)
-            if (lease := self._pool_lease) is not None:
-                lend_cursor(self, lease, cursor, name)
+            lease = self._pool_lease
+            if lease is not None and lease.entry is not None:
+                cursor = lend_cursor(self, lease, cursor, name)
         except BaseException:
             self._pool_busy -= 1
             give_back_unless_needed(self)

@@ -16,14 +16,16 @@ TRANSACTION_STATUS_ACTIVE = 1
 # What a user may have changed of one of psycopg's connections. It's asked at
 # each return, and what the properties of these names do takes several times as
 # long.
-get_state = attrgetter(
+STATE = [
     "_autocommit",
     "_isolation_level",
     "_read_only",
     "_deferrable",
     "row_factory",
     "cursor_factory",
-)
+]
+
+get_state = attrgetter(*STATE)
 
 
 class NotingCursorMixin:

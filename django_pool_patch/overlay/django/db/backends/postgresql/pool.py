@@ -1,5 +1,7 @@
 """PostgreSQL's part of pooling, for psycopg and psycopg2."""
 
+from operator import attrgetter
+
 from django.db.backends.base.pool import DatabaseConnector as BaseDatabaseConnector
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.postgresql.statements import SESSION_STATEMENTS
@@ -10,7 +12,10 @@ TRANSACTION_STATUS_IDLE = 0
 if is_psycopg3:
     from psycopg import Cursor
 
-    from django.db.backends.postgresql.loops import AsyncConnection, get_state
+    from django.db.backends.postgresql.loops import STATE, AsyncConnection, get_state
+
+    # One call at each return, in the place of several.
+    get_state_and_status = attrgetter(*STATE, "pgconn.transaction_status")
 
     def is_idle(connection):
         """Return whether a connection is well, and not in a transaction."""
@@ -36,16 +41,15 @@ class DatabaseConnector(BaseDatabaseConnector):
 
     if is_psycopg3:
 
-        read_state = staticmethod(get_state)
+        def read_state(self, connection):
+            # As it is between transactions.
+            return (*get_state(connection), TRANSACTION_STATUS_IDLE)
 
         def is_clean(self, entry):
             session = entry.session
-            connection = entry.connection
             return (
                 not session.is_suspect
-                # is_idle(), written out, for it's asked at each return.
-                and connection.pgconn.transaction_status == TRANSACTION_STATUS_IDLE
-                and get_state(connection) == session.initial_state
+                and get_state_and_status(entry.connection) == session.initial_state
             )
 
         def restore_state(self, entry):
@@ -58,6 +62,7 @@ class DatabaseConnector(BaseDatabaseConnector):
                     connection.deferrable,
                     connection.row_factory,
                     connection.cursor_factory,
+                    _,
                 ) = entry.session.initial_state
 
     else:
