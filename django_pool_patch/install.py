@@ -319,6 +319,7 @@ def _edit_postgres_signals(module: Any) -> None:
             lease = connection._pool_lease
             if (
                 lease is None
+                or lease.entry is None
                 or connection.vendor != "postgresql"
                 or "signal" not in kwargs
             ):

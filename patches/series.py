@@ -357,7 +357,12 @@ def once_per_connection(register):
     @functools.wraps(register)
     def register_once(connection, **kwargs):
         lease = connection._pool_lease
-        if lease is None or connection.vendor != "postgresql" or "signal" not in kwargs:
+        if (
+            lease is None
+            or lease.entry is None
+            or connection.vendor != "postgresql"
+            or "signal" not in kwargs
+        ):
             return register(connection, **kwargs)
         notes = lease.entry.session.notes
         oids = get_hstore_oids(connection.alias), get_citext_oids(connection.alias)

@@ -595,6 +595,44 @@ class PinningTests(TransactionModeTestCase):
         wrapper.close()
         self.assertIdle(wrapper)
 
+    def test_pinned_and_transaction_begun(self):
+        if connection.vendor == "oracle":
+            self.skipTest("Oracle has no statement for that.")
+        wrapper = self.make_wrapper()
+        with wrapper.pinned():
+            with wrapper.cursor() as cursor:
+                cursor.execute("BEGIN")
+            self.assertEqual(wrapper.pin_reason, "transaction")
+        self.assertLent(wrapper)
+        wrapper.close()
+        self.assertIdle(wrapper)
+
+    def test_pinned_while_committing(self):
+        wrapper, seen = self.make_wrapper(), []
+        with wrapper.pinned():
+            first = wrapper.connection
+            with self.atomic(wrapper):
+                wrapper.on_commit(lambda: seen.append(wrapper.connection))
+        self.assertEqual(seen, [first])
+        self.assertIdle(wrapper)
+
+    def test_pinned_with_a_connection_by_hand(self):
+        """It isn't the pool's, so there's nothing to pin."""
+        wrapper = self.make_wrapper()
+        self.select(wrapper)
+        wrapper.connection = own = wrapper.get_new_connection(
+            wrapper.get_connection_params()
+        )
+        wrapper.set_autocommit(True)
+        with wrapper.pinned():
+            self.assertEqual(self.select(wrapper), 1)
+            self.assertIsNone(wrapper.pin_reason)
+        self.assertIs(wrapper.connection, own)
+        pool = wrapper.connection_pool
+        wrapper.close()
+        self.assertIsNone(wrapper.connection)
+        self.assertEqual((pool.stats().idle, pool.stats().pins), (1, ()))
+
     def test_pinned_without_transaction_mode(self):
         for changes, options in [({}, {"mode": "session"}), ({"POOL": False}, {})]:
             with self.subTest(changes=changes, options=options):
@@ -649,6 +687,20 @@ class SignalTests(TransactionModeTestCase):
         self.select(wrapper)
         self.select(wrapper)
         self.assertEqual(self.seen, [wrapper] * 2)
+
+    def test_receiver_that_closes_and_fails(self):
+        def receiver(connection, **kwargs):
+            connection.close()
+            raise ValueError("Prepared by half.")
+
+        wrapper = self.make_wrapper()
+        self.receive(receiver)
+        with self.assertRaisesMessage(ValueError, "Prepared by half."):
+            wrapper.ensure_connection()
+        self.assertIsNone(wrapper.connection)
+        connection_created.disconnect(receiver)
+        self.assertEqual(self.select(wrapper), 1)
+        self.assertIdle(wrapper)
 
     def test_receivers_touch_nothing(self):
         """What they do is part of the session's initial state."""

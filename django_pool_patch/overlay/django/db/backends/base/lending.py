@@ -40,7 +40,7 @@ class Lease:
       It's a set because a finalizer in another thread may remove one.
     * named_cursors: how many cursors exist on the server too.
     * pin_reason: why it's kept until the wrapper is closed, or None.
-    * is_prepared: whether the receivers of connection_created are through.
+    * is_prepared: False while the receivers of connection_created are at work.
     """
 
     # Each statement reads most of them.
@@ -56,20 +56,21 @@ class Lease:
         "is_prepared",
     )
 
-    def __init__(self, pool, entry, lessee, facts, by_statement):
+    def __init__(self, wrapper, pool, entry, by_statement):
         self.pool = pool
         self.entry = entry
-        self.lessee = lessee
-        self.facts = facts
+        self.lessee = entry.lessee = weakref.ref(wrapper)
+        self.facts = entry.facts
         self.by_statement = by_statement
-        self.cursors = set() if by_statement else ()
+        self.cursors = set() if by_statement else None
         self.named_cursors = 0
         self.pin_reason = None
-        self.is_prepared = False
+        self.is_prepared = True
 
 
 # What a closed cursor's connection was borrowed by.
-NO_LEASE = Lease(None, None, None, None, by_statement=True)
+NO_LEASE = Lease.__new__(Lease)
+NO_LEASE.entry = None
 
 
 def get_pool(wrapper):
@@ -119,7 +120,11 @@ def borrow(wrapper, pool):
         if pool is closed_pool or pool is None:
             raise
         entry = pool.acquire()
-    lease = _make_lease(wrapper, pool, entry, pool.options.mode == "transaction")
+    # From here on the lease is what keeps the entry alive: when the wrapper
+    # is collected, the entry comes back to the pool.
+    by_statement = pool.options.mode == "transaction"
+    lease = wrapper._pool_lease = Lease(wrapper, pool, entry, by_statement)
+    wrapper.__dict__.update(entry.facts)
     wrapper.autocommit = wrapper.settings_dict["AUTOCOMMIT"]
     wrapper.connection = entry.connection
     if wrapper._pool_thread is None and wrapper._thread_ident == get_ident():
@@ -128,19 +133,7 @@ def borrow(wrapper, pool):
         _mark_for_reset(entry)
     if connection_created.receivers:
         _send_connection_created(wrapper, lease)
-    lease.is_prepared = True
     wrapper.run_on_commit = []
-
-
-def _make_lease(wrapper, pool, entry, by_statement):
-    """Have a wrapper borrow an entry, and return the lease."""
-    facts = entry.facts
-    lessee = entry.lessee = weakref.ref(wrapper)
-    # From here on the lease is what keeps the entry alive: when the wrapper
-    # is collected, the entry comes back to the pool.
-    lease = wrapper._pool_lease = Lease(pool, entry, lessee, facts, by_statement)
-    wrapper.__dict__.update(facts)
-    return lease
 
 
 def borrow_again(wrapper, lease):
@@ -166,9 +159,7 @@ def borrow_again(wrapper, lease):
         wrapper.__dict__.update(entry.facts)
     wrapper.connection = entry.connection
     if connection_created.receivers:
-        lease.is_prepared = False
         _send_connection_created(wrapper, lease)
-        lease.is_prepared = True
 
 
 def _send_connection_created(wrapper, lease):
@@ -179,21 +170,22 @@ def _send_connection_created(wrapper, lease):
     does. In transaction mode that would be at each statement, so they are told
     of each connection, and by each wrapper, once.
     """
-    session = lease.entry.session
+    entry, session = lease.entry, lease.entry.session
     if lease.by_statement and session.is_announced and wrapper._pool_has_announced:
         return
     wrapper._pool_has_announced = session.is_announced = True
-    # They may run statements.
+    # They may run statements, which don't count as the user's.
+    lease.is_prepared = False
     wrapper._pool_busy += 1
     try:
         connection_created.send(sender=wrapper.__class__, connection=wrapper)
     except BaseException:
         # Whoever uses it next has it prepared again, from the beginning.
         wrapper._pool_has_announced = session.is_announced = False
-        _mark_for_reset(lease.entry)
-        lease.is_prepared = True
+        _mark_for_reset(entry)
         raise
     finally:
+        lease.is_prepared = True
         wrapper._pool_busy -= 1
 
 
@@ -209,7 +201,10 @@ def announce(alias, entry):
     wrapper.close()
     wrapper.autocommit = wrapper.settings_dict["AUTOCOMMIT"]
     # It goes back to the task.
-    lease = _make_lease(wrapper, get_pool(wrapper), entry, by_statement=False)
+    lease = Lease(wrapper, get_pool(wrapper), entry, by_statement=False)
+    lease.is_prepared = False
+    wrapper._pool_lease = lease
+    wrapper.__dict__.update(entry.facts)
     wrapper.connection = entry.connection
     try:
         connection_created.send(sender=wrapper.__class__, connection=wrapper)
@@ -403,7 +398,7 @@ def pinned(wrapper):
     try:
         wrapper.ensure_connection()
         lease = wrapper._pool_lease
-        if lease is not None and wrapper._pool_pins == 1:
+        if wrapper._pool_pins == 1 and lease is not None and lease.entry is not None:
             _mark_for_reset(lease.entry)
             _report_pin(lease, BY_HAND)
         yield wrapper
