@@ -2,15 +2,21 @@
 Part "requests": what a request costs, and its pieces, on a real database.
 
 Each policy has a process of its own, with one thread.
+
+How long a statement takes depends more on the core that the server runs on
+than on what holds the connection. So there's the processor's time as well,
+which the thread takes while it and the server are on one core.
 """
 
 import os
 import tempfile
 from contextlib import ExitStack, closing
+from time import thread_time
 
+from affinity import can_pin, on_one_core
 from measuring import in_rounds, summarize, time_operation
 from policies import BARE, POLICIES, REFERENCE, VENDORS, Sizes, get_label, select
-from tables import Plot, Table, format_range, format_ratio
+from tables import Plot, Table, format_range, format_ratio, format_summary
 from workers import start_workers
 
 NAME = "requests"
@@ -28,6 +34,10 @@ OPERATIONS = {
 
 # Those of which the bare query is a part.
 WITH_QUERY = ["request", "statement"]
+
+
+# Those whose statements are measured by the processor's time as well.
+PROCESSOR_POLICIES = ["persistent", "options", "session", "transaction"]
 
 
 # In a worker.
@@ -61,6 +71,19 @@ def set_up_and_try(database, has_overlay):
     close_old_connections()
 
 
+def measure_processor(core, seconds):
+    """Return the microseconds that a statement occupies a core for."""
+    from django.db import close_old_connections
+
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        return time_operation(query, seconds, thread_time)
+    finally:
+        os.sched_setaffinity(0, cores)
+        close_old_connections()
+
+
 def query():
     from django.db import connection
 
@@ -83,12 +106,7 @@ def measure(operation, seconds):
         connection.ensure_connection()
         connection.close_if_unusable_or_obsolete()
 
-    def statement():
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            cursor.fetchone()
-
-    function = {"request": request, "lending": lending, "statement": statement}
+    function = {"request": request, "lending": lending, "statement": query}
     microseconds = time_operation(function[operation], seconds)
     # The next operation begins like a request.
     close_old_connections()
@@ -157,8 +175,11 @@ def make_measure(operation, seconds, vendor, base):
     return measure_in
 
 
-def measure_vendor(context, vendor, base, pgbouncer, rounds, seconds):
-    """Return {operation: {policy: summary}} and what is left out."""
+def measure_vendor(context, vendor, base, server, pgbouncer, rounds, seconds):
+    """
+    Return {operation: {policy: summary}}, one more {policy: summary} by the
+    processor's time for a statement, and what is left out.
+    """
     selected, left_out = select(POLICIES, vendor)
     setups = {BARE: {"function": "requests_.load"}}
     for name, policy in selected.items():
@@ -188,7 +209,32 @@ def measure_vendor(context, vendor, base, pgbouncer, rounds, seconds):
             if operation in WITH_QUERY:
                 add_difference(summaries, figures)
             result[operation] = summaries
-    return result, left_out
+        context.say("%s, processor time" % VENDORS[vendor])
+        processor = measure_processor_times(
+            {name: workers[name] for name in PROCESSOR_POLICIES if name in workers},
+            None if server is None else server.process.pid,
+            # What is to be seen is small: hence more, and shorter, rounds.
+            4 * rounds,
+            seconds / 4,
+        )
+    return result, processor, left_out
+
+
+def measure_processor_times(workers, pid, rounds, seconds):
+    """Return {policy: summary}, with how much more that is than POOL's."""
+    if not can_pin():
+        return {}
+
+    def measure_in(worker):
+        return worker.call("requests_.measure_processor", core=core, seconds=seconds)
+
+    with on_one_core(pid) as core:
+        figures = in_rounds(workers, rounds, measure_in)
+    summaries = summarize(figures, REFERENCE)
+    for name, own in figures.items():
+        more = [mine - other for mine, other in zip(own, figures[REFERENCE])]
+        summaries[name]["more"] = summarize({name: more}, None)[name]
+    return summaries
 
 
 def add_difference(summaries, figures):
@@ -201,10 +247,10 @@ def add_difference(summaries, figures):
 
 def run(context):
     rounds, seconds = (1, 0.02) if context.quick else (11, 0.3)
-    result = {"vendors": {}, "left_out": []}
+    result = {"vendors": {}, "processor": {}, "left_out": []}
     with ExitStack() as stack:
         for vendor in VENDORS:
-            pgbouncer = None
+            server = pgbouncer = None
             if vendor == "sqlite":
                 directory = stack.enter_context(tempfile.TemporaryDirectory())
                 base = {
@@ -221,16 +267,21 @@ def run(context):
                     pgbouncer = context.start_pgbouncer(
                         stack, server, result["left_out"]
                     )
-            figures, left_out = measure_vendor(
-                context, vendor, base, pgbouncer, rounds, seconds
+            figures, processor, left_out = measure_vendor(
+                context, vendor, base, server, pgbouncer, rounds, seconds
             )
             result["vendors"][vendor] = figures
+            result["processor"][vendor] = processor
             result["left_out"] += left_out
+    if not can_pin():
+        result["left_out"].append(
+            "Processor times are left out: processes can't be kept on one core here."
+        )
     return result
 
 
 def get_tables(result):
-    return [
+    tables = [
         get_table(
             "%s, %s, microseconds" % (VENDORS[vendor], operation),
             OPERATIONS[operation],
@@ -240,6 +291,28 @@ def get_tables(result):
         for vendor, operations in result["vendors"].items()
         for operation, summaries in operations.items()
     ]
+    tables += [
+        get_processor_table(VENDORS[vendor], summaries)
+        for vendor, summaries in result["processor"].items()
+        if summaries
+    ]
+    return tables
+
+
+def get_processor_table(vendor, summaries):
+    return Table(
+        "%s, a statement, microseconds of the processor" % vendor,
+        ["", "median (range)", "times POOL's", "more than POOL's"],
+        [
+            [
+                get_label(name),
+                *format_summary(summary, name == REFERENCE),
+                "–" if name == REFERENCE else format_range(summary["more"]),
+            ]
+            for name, summary in summaries.items()
+        ],
+        "The client's thread, on one core with the server.",
+    )
 
 
 def get_table(title, note, summaries, with_query):
