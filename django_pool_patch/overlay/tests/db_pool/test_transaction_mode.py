@@ -185,6 +185,26 @@ class StatementTests(TransactionModeTestCase):
         self.assertEqual(cursor.arraysize, 3)
         cursor.close()
 
+    def test_connection_by_hand_when_used_again(self):
+        wrapper = self.make_wrapper()
+        cursor = wrapper.cursor()
+        cursor.execute("SELECT 1" + connection.features.bare_select_suffix)
+        cursor.fetchall()
+        if connection.vendor == "oracle":
+            cursor.close()
+            self.skipTest("Oracle's cursors keep their connection.")
+        wrapper.connection = own = wrapper.get_new_connection(
+            wrapper.get_connection_params()
+        )
+        wrapper.set_autocommit(True)
+        cursor.execute("SELECT 2")
+        self.assertEqual(cursor.fetchone()[0], 2)
+        cursor.close()
+        self.assertIs(wrapper.connection, own)
+        pool = wrapper.connection_pool
+        wrapper.close()
+        self.assertEqual((pool.stats().size, pool.stats().idle), (1, 1))
+
     def test_two_cursors(self):
         wrapper = self.make_wrapper()
         with wrapper.cursor() as first:

@@ -63,15 +63,15 @@ class PooledCursorMixin:
 
     def _prepare(self, sql):
         """Get ready for executing a statement."""
-        lease = self._lease
-        if lease.entry is None or self._is_detached:
-            lease = self._rejoin()
-        if lease is not NO_LEASE:
-            if lease.entry.session.is_plain(sql):
+        entry = self._lease.entry
+        if entry is None or self._is_detached:
+            entry = self._rejoin().entry
+        if entry is not None:
+            if entry.session.is_plain(sql):
                 self._plain_sql = sql
             else:
                 self._plain_sql = None
-                note_statement(self.db, lease, sql)
+                note_statement(self.db, self._lease, sql)
 
     def callproc(self, procname, params=None, kparams=None):
         if (lease := self._rejoin()) is not NO_LEASE:
@@ -265,10 +265,15 @@ class StatementCursorMixin(PooledCursorMixin):
                 self.cursor = wrapper.create_cursor()
             for name in attributes:
                 setattr(self.cursor, name, getattr(previous, name))
-            lease = self._lease = wrapper._pool_lease or NO_LEASE
             self._is_detached = False
-            if lease is not NO_LEASE and lease.by_statement:
-                lease.cursors.add(id(self))
+            lease = wrapper._pool_lease
+            if lease is None or lease.entry is None:
+                # It isn't the pool's connection anymore.
+                self._lease = NO_LEASE
+            else:
+                self._lease = lease
+                if lease.by_statement:
+                    lease.cursors.add(id(self))
         finally:
             wrapper._pool_busy -= 1
             give_back_unless_needed(wrapper)
