@@ -50,8 +50,8 @@ ONE = ((1,),) if connection.vendor == "mysql" else [(1,)]
 
 # A statement that takes for ever, but for what interrupts it.
 ENDLESS = {
-    "postgresql": "SELECT pg_sleep(1000)",
-    "mysql": "SELECT SLEEP(1000)",
+    "postgresql": "SELECT pg_sleep(1000) /* endless */",
+    "mysql": "SELECT SLEEP(1000) /* endless */",
     "sqlite": (
         "WITH RECURSIVE number(i) AS "
         "(SELECT 1 UNION ALL SELECT i + 1 FROM number) SELECT MAX(i) FROM number"
@@ -67,6 +67,45 @@ class TaskTestCase(LendingTestCase):
         connection.close()
         self.addCleanup(connection.close)
         self.use_pool()
+
+    async def wait_until_executing(self):
+        """
+        Wait until the statement of ENDLESS was sent, or a thread is executing
+        it.
+        """
+        look = {
+            "postgresql": (
+                "SELECT COUNT(*) FROM pg_stat_activity "
+                "WHERE state = 'active' "
+                "AND query LIKE 'SELECT pg_sleep%% /* endless */'"
+            ),
+            "mysql": (
+                "SELECT COUNT(*) FROM information_schema.processlist "
+                "WHERE info LIKE 'SELECT SLEEP%% /* endless */'"
+            ),
+        }.get(connection.vendor)
+        if look is None:
+            while not any(
+                entry.connection_in_loop is not None
+                and entry.connection_in_loop._pending is not None
+                for entry in self.pool._core.all_entries()
+            ):
+                await asyncio.sleep(0)
+            return
+        while not await self.aselect(look):
+            await asyncio.sleep(0)
+
+    def end_sleep(self):
+        """End what goes on at a MySQL server though its client is gone."""
+        if connection.vendor == "mysql":
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT id FROM information_schema.processlist "
+                    "WHERE db = DATABASE() AND info LIKE 'SELECT SLEEP%% /* endless */'"
+                )
+                for (number,) in cursor.fetchall():
+                    cursor.execute("KILL %s", [number])
+            connection.close()
 
     def use_pool(self, changes=None, **options):
         """Have the default alias use a pool of its own during the test."""
@@ -805,12 +844,11 @@ class StateTests(TaskTestCase):
         self.assertEqual((stats.resets, stats.checks, stats.opened), (0, 0, 1))
 
     async def test_cancelled_statement(self):
-        # MySQL goes on with those of other tests.
-        sql = ENDLESS[connection.vendor] + " /* to be cancelled */"
+        self.addCleanup(self.end_sleep)
 
         async def use():
             async with aconnection() as task_connection:
-                await self.execute(task_connection, sql)
+                await self.execute(task_connection, ENDLESS[connection.vendor])
 
         task = asyncio.create_task(use())
         await self.wait_until_executing()
@@ -824,30 +862,6 @@ class StateTests(TaskTestCase):
         # Only psycopg 3 knows when a statement has been cancelled.
         closed = 0 if is_psycopg3 else 1
         await asyncio.to_thread(wait_until, lambda: self.pool.stats().closed == closed)
-
-    async def wait_until_executing(self):
-        """Wait until that statement was sent, or a thread is executing it."""
-        look = {
-            "postgresql": (
-                "SELECT COUNT(*) FROM pg_stat_activity "
-                "WHERE state = 'active' "
-                "AND query LIKE 'SELECT pg_sleep%% /* to be cancelled */'"
-            ),
-            "mysql": (
-                "SELECT COUNT(*) FROM information_schema.processlist "
-                "WHERE info LIKE 'SELECT SLEEP%% /* to be cancelled */'"
-            ),
-        }.get(connection.vendor)
-        if look is None:
-            while not any(
-                entry.connection_in_loop is not None
-                and entry.connection_in_loop._pending is not None
-                for entry in self.pool._core.all_entries()
-            ):
-                await asyncio.sleep(0)
-            return
-        while not await self.aselect(look):
-            await asyncio.sleep(0)
 
 
 class SignalTests(TaskTestCase):
@@ -1117,12 +1131,15 @@ class MySQLTests(TaskTestCase):
 
     async def test_block_that_ends_before_a_statement(self):
         """The statement's task gets an error; the next socket is watched."""
+        self.addCleanup(self.end_sleep)
         async with aconnection() as task_connection:
             task = asyncio.create_task(
                 self.execute(task_connection, ENDLESS[connection.vendor])
             )
             while task_connection.connection._readable is None:
                 await asyncio.sleep(0)
+            # In a task of its own, which has another connection.
+            await asyncio.create_task(self.wait_until_executing())
         with self.assertRaisesMessage(OperationalError, "was given back"):
             await asyncio.wait_for(task, PATIENCE)
         for _ in range(3):
