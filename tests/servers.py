@@ -699,7 +699,7 @@ class MariaDBServer(LocalServer, MariaDBClient):
             "innodb-log-file-size": "16M",
             "innodb-fast-shutdown": 2,
             # Django's test suite has some thousand tables, and often asks for
-            # a list of them: with the defaults most were opened anew each time.
+            # a list of them: by default most are opened anew each time.
             "table-definition-cache": 16384,
             "table-open-cache": 8192,
             "table-open-cache-instances": 1,

@@ -542,8 +542,12 @@ class DeadWhenGranted(PingedWhenGranted):
 
     def proceed(self):
         if len(self.held) == self.max_size:
+            # One at a time.
+            self.connector.block()
             self.connector.kill_all()
             self.release_one()
+        elif self.connector.gate.is_set():
+            self.connector.unblock()
         else:
             self.connector.gate.set()
 
@@ -555,8 +559,12 @@ class OutdatedWhenGranted(InLine):
 
     def proceed(self):
         if len(self.held) == self.max_size:
+            # The new one isn't there before it's waited for.
+            self.connector.block()
             self.release_one()
             self.pool._pool.drain()
+        else:
+            self.connector.unblock()
 
 
 class TimedOut(Situation):
