@@ -295,8 +295,8 @@ def lend_cursor(wrapper, lease, cursor, name):
             pin(wrapper, lease, UNKNOWN)
         return cursor
     if cursor_class is CursorWrapper or cursor_class is CursorDebugWrapper:
-        # A new object's attributes are several times as fast as those of one
-        # that was made another class's.
+        # A new object's attributes are faster than those of one that was made
+        # another class's.
         cursor = pooled_class(cursor.cursor, cursor.db)
     else:
         cursor.__class__ = pooled_class
