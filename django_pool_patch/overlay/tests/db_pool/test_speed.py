@@ -78,14 +78,21 @@ class PoolTests(SpeedMixin, SimpleTestCase):
 
 
 class LendingTests(SpeedMixin, LendingTestCase):
-    # Functions in Python called for lending and taking back; those called for
-    # a statement in transaction mode beyond what it takes in session mode.
+    # By driver: functions in Python called for lending and taking back; those
+    # called for a statement in transaction mode beyond what it takes in
+    # session mode.
     LIMITS = {
-        "postgresql": (23, 6),
-        "mysql": (23, 6),
-        "sqlite": (30, 7),
-        "oracle": (33, 12),
+        "psycopg": (23, 6),
+        "psycopg2": (24, 8),
+        "MySQLdb": (23, 6),
+        "sqlite3": (30, 7),
+        "oracledb": (33, 12),
     }
+
+    def setUp(self):
+        super().setUp()
+        driver, _, _ = connection.Database.__name__.partition(".")
+        self.limit_to_lend, self.limit_of_statement = self.LIMITS[driver]
 
     def make_warm_wrapper(self, mode):
         wrapper = self.make_wrapper(mode=mode)
@@ -94,7 +101,6 @@ class LendingTests(SpeedMixin, LendingTestCase):
         return wrapper
 
     def test_lending(self):
-        limit, _ = self.LIMITS[connection.vendor]
         for mode in ("session", "transaction"):
             with self.subTest(mode):
                 wrapper = self.make_warm_wrapper(mode)
@@ -104,10 +110,9 @@ class LendingTests(SpeedMixin, LendingTestCase):
                     wrapper.close_if_unusable_or_obsolete()
 
                 python, _ = self.count(wrapper.connection_pool, lend)
-                self.assertLessEqual(python, limit)
+                self.assertLessEqual(python, self.limit_to_lend)
 
     def test_statement(self):
-        _, limit = self.LIMITS[connection.vendor]
         counts = {}
         for mode in ("session", "transaction"):
             wrapper = self.make_warm_wrapper(mode)
@@ -117,4 +122,5 @@ class LendingTests(SpeedMixin, LendingTestCase):
                 wrapper.connection_pool, lambda: self.select(wrapper)
             )
             wrapper.close()
-        self.assertLessEqual(counts["transaction"] - counts["session"], limit)
+        more = counts["transaction"] - counts["session"]
+        self.assertLessEqual(more, self.limit_of_statement)
