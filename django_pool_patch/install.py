@@ -11,6 +11,7 @@ the same as in the diffs.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import importlib.machinery
 import importlib.util
@@ -59,9 +60,12 @@ def install() -> None:
         package = importlib.import_module(name)
         package.__path__.append(str(OVERLAY.joinpath(*name.split(".")[1:])))
     sys.meta_path.insert(0, _EditingFinder())
+    base = sys.modules.get("django.db.backends.base.base")
     for name, edit in EDITS.items():
         if name in sys.modules:
             edit(sys.modules[name])
+    if base is not None:
+        _set_up_existing(base.BaseDatabaseWrapper)
 
 
 class _EditingFinder:
@@ -95,13 +99,19 @@ class _EditingFinder:
 
 def _edit_base(module: Any) -> None:
     from django.db.backends.base import lending, pool, pooled_cursors
-    from django.db.pool import AsyncConnectionPool, ConnectionPool
+    from django.db.pool import AsyncConnectionPool, ConnectionPool, pools
     from django.utils.asyncio import async_unsafe
 
     wrapper_class = module.BaseDatabaseWrapper
     _leave_nodb_cursor_unpooled(wrapper_class)
+    init = wrapper_class.__init__
     connect = wrapper_class.connect
     close = wrapper_class.close
+
+    @functools.wraps(init)
+    def init_and_set_up(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        lending.set_up(self)
 
     @async_unsafe  # type: ignore[untyped-decorator]
     @functools.wraps(connect)
@@ -120,19 +130,11 @@ def _edit_base(module: Any) -> None:
     wrapper_class.async_pool_class = AsyncConnectionPool
     wrapper_class.pool_class = ConnectionPool
     wrapper_class.connector_class = pool.DatabaseConnector
-    wrapper_class.connection_pool = property(lending.get_pool)
+    wrapper_class.connection_pool = property(pools.for_wrapper)
     wrapper_class.close_pool = lending.close_pool
     wrapper_class.pin_reason = property(lending.get_pin_reason)
     wrapper_class.pinned = lending.pinned
-    # What the connection was borrowed by, if it's borrowed.
-    wrapper_class._pool_lease = None
-    # The thread that borrowed it, when it's the wrapper's own.
-    wrapper_class._pool_thread = None
-    # How many methods are using the connection, and blocks of pinned().
-    wrapper_class._pool_busy = 0
-    wrapper_class._pool_pins = 0
-    # Whether connection_created was sent, in transaction mode.
-    wrapper_class._pool_has_announced = False
+    wrapper_class.__init__ = init_and_set_up
     wrapper_class.connect = connect_or_borrow
     wrapper_class.close = close_or_give_back
     wrapper_class._cursor = pooled_cursors.lends_cursor(wrapper_class._cursor)
@@ -142,6 +144,16 @@ def _edit_base(module: Any) -> None:
         ("run_and_clear_commit_hooks", lending.follows_transaction),
     ]:
         setattr(wrapper_class, name, decorator(getattr(wrapper_class, name)))
+
+
+def _set_up_existing(wrapper_class: Any) -> None:
+    """Do for wrappers of any thread what their __init__() didn't do yet."""
+    from django.db.backends.base import lending
+
+    for candidate in gc.get_objects():
+        # Not isinstance(), which has lazy objects evaluated.
+        if issubclass(type(candidate), wrapper_class):
+            lending.set_up(candidate)
 
 
 def _leave_nodb_cursor_unpooled(wrapper_class: Any) -> None:

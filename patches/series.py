@@ -121,7 +121,7 @@ from django.db.backends.base.pooled_cursors import lends_cursor
         insert_after(
             BASE,
             "from django.db.backends.utils import debug_transaction\n",
-            "from django.db.pool import AsyncConnectionPool, ConnectionPool\n",
+            "from django.db.pool import AsyncConnectionPool, ConnectionPool, pools\n",
         ),
         insert_after(
             BASE,
@@ -135,19 +135,8 @@ from django.db.backends.base.pooled_cursors import lends_cursor
         ),
         insert_after(
             BASE,
-            "    queries_limit = 9000\n",
-            """\
-
-    # What the connection was borrowed by, if it's borrowed.
-    _pool_lease = None
-    # The thread that borrowed it, when it's the wrapper's own.
-    _pool_thread = None
-    # How many methods are using the connection, and blocks of pinned().
-    _pool_busy = 0
-    _pool_pins = 0
-    # Whether connection_created was sent, in transaction mode.
-    _pool_has_announced = False
-""",
+            "        self.validation = self.validation_class(self)\n",
+            "        lending.set_up(self)\n",
         ),
         insert_before(
             BASE,
@@ -161,7 +150,7 @@ from django.db.backends.base.pooled_cursors import lends_cursor
     @property
     def connection_pool(self):
         \"\"\"The pool of the database, or None if it isn't pooled.\"\"\"
-        return lending.get_pool(self)
+        return pools.for_wrapper(self)
 
     def close_pool(self):
         \"\"\"Close the pool of the database. The next use makes a new one.\"\"\"

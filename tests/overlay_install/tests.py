@@ -207,7 +207,10 @@ class InstallTests(scripts.ScriptTestMixin, SimpleTestCase):
         )
 
     def test_imported_before(self):
-        """Modules that were imported before the package are patched too."""
+        """
+        Modules that were imported before the package are patched too, and so
+        are wrappers that were made before.
+        """
         output = self.run_source(
             """
             import importlib, json, sys
@@ -218,6 +221,7 @@ class InstallTests(scripts.ScriptTestMixin, SimpleTestCase):
             importlib.import_module("django.core.checks.database")
             base = importlib.import_module("%s.base" % engine)
             connect = base.DatabaseWrapper.connect
+            earlier = base.DatabaseWrapper({})
             import scripts
 
             scripts.configure()
@@ -227,6 +231,8 @@ class InstallTests(scripts.ScriptTestMixin, SimpleTestCase):
 
             connection = connections["default"]
             scripts.get_session(connection)
+            earlier.settings_dict.update(connection.settings_dict)
+            scripts.get_session(earlier)
             checks = {check.__name__ for check in registry.get_checks()}
             report = [
                 type(connection) is base.DatabaseWrapper,
@@ -240,7 +246,7 @@ class InstallTests(scripts.ScriptTestMixin, SimpleTestCase):
             args=[connection.settings_dict["ENGINE"]],
         )
         module = "%s.pool" % connection.settings_dict["ENGINE"]
-        self.assertEqual(output, [True, True, module, 1, True])
+        self.assertEqual(output, [True, True, module, 2, True])
 
     def test_imported_afterwards(self):
         output = self.run_source(

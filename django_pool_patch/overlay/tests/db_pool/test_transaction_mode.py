@@ -205,6 +205,24 @@ class StatementTests(TransactionModeTestCase):
         wrapper.close()
         self.assertEqual((pool.stats().size, pool.stats().idle), (1, 1))
 
+    def test_session_mode_when_used_again(self):
+        wrapper = self.make_wrapper()
+        cursor = wrapper.cursor()
+        cursor.execute("SELECT 1" + connection.features.bare_select_suffix)
+        cursor.fetchall()
+        if connection.vendor == "oracle":
+            cursor.close()
+            self.skipTest("Oracle's cursors keep their connection.")
+        wrapper.close()
+        wrapper.close_pool()
+        wrapper.settings_dict["POOL"] = {"mode": "session"}
+        cursor.execute("SELECT 2")
+        self.assertEqual(cursor.fetchall()[0][0], 2)
+        cursor.execute("SELECT 3")
+        self.assertEqual(cursor.fetchone()[0], 3)
+        cursor.close()
+        self.assertIsNotNone(wrapper.connection)
+
     def test_two_cursors(self):
         wrapper = self.make_wrapper()
         with wrapper.cursor() as first:

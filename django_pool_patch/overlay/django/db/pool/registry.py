@@ -78,10 +78,11 @@ class PoolRegistry:
     def for_wrapper(self, wrapper):
         """
         Return the pool for a DatabaseWrapper, made if need be, or None if its
-        database can't be pooled.
+        database isn't pooled.
 
         Raise ImproperlyConfigured if POOL is invalid.
         """
+        # Asked at each request, so what is known comes first.
         settings_dict = wrapper.settings_dict
         found = self._found.get(id(settings_dict))
         if found is not None:
@@ -127,6 +128,8 @@ class PoolRegistry:
         return async_pool
 
     def _find(self, wrapper, settings_dict):
+        if not PoolOptions.enabled(settings_dict.get("POOL")):
+            return None
         connector_class = wrapper.connector_class
         if connector_class is None or not connector_class.can_pool(wrapper):
             return None
@@ -137,11 +140,13 @@ class PoolRegistry:
                 pool = make_pool(wrapper)
                 self._pools[key] = pool
             replaced = self._found.get(id(settings_dict))
+            test = settings_dict.get("TEST")
             if len(self._found) >= MAX_FOUND:
                 self._found.clear()
             self._found[id(settings_dict)] = (
                 settings_dict,
-                copy.deepcopy(settings_dict),
+                # TEST doesn't matter: the same dict is compared in no time.
+                copy.deepcopy(settings_dict, {id(test): test}),
                 type(wrapper),
                 pool,
             )

@@ -27,6 +27,11 @@ BY_HAND = "by hand"
 AUTOCOMMIT_OFF = "autocommit off"
 
 
+# The cursors of a connection that doesn't go back for want of them: a cursor
+# may have got it in the place of one that did. Nothing is ever added.
+_NO_CURSORS = set()
+
+
 class Lease:
     """
     What a wrapper borrowed. It lasts until the wrapper is closed.
@@ -62,7 +67,7 @@ class Lease:
         self.lessee = entry.lessee = weakref.ref(wrapper)
         self.facts = entry.facts
         self.by_statement = by_statement
-        self.cursors = set() if by_statement else None
+        self.cursors = set() if by_statement else _NO_CURSORS
         self.named_cursors = 0
         self.pin_reason = None
         self.is_prepared = True
@@ -73,18 +78,25 @@ NO_LEASE = Lease.__new__(Lease)
 NO_LEASE.entry = None
 
 
-def get_pool(wrapper):
-    """Return the pool of a wrapper's database, or None if it has none."""
-    setting = wrapper.settings_dict.get("POOL")
-    # PoolOptions.enabled(), written out for it's asked at each request.
-    if setting is None or setting is False:
-        return None
-    return pools.for_wrapper(wrapper)
+def set_up(wrapper):
+    """Give a new wrapper the attributes that pooling needs."""
+    # Set in each object instead of having defaults in the class: Python looks
+    # up what may be in both places more slowly.
+    #
+    # What the connection was borrowed by, if it's borrowed.
+    wrapper._pool_lease = None
+    # The thread that borrowed it, when it's the wrapper's own.
+    wrapper._pool_thread = None
+    # How many methods are using the connection, and blocks of pinned().
+    wrapper._pool_busy = 0
+    wrapper._pool_pins = 0
+    # Whether connection_created was sent, in transaction mode.
+    wrapper._pool_has_announced = False
 
 
 def close_pool(wrapper):
     """Close a wrapper's pool. Its next use makes a new one."""
-    if (pool := get_pool(wrapper)) is not None:
+    if (pool := wrapper.connection_pool) is not None:
         pools.close_pool(pool)
 
 
@@ -116,7 +128,7 @@ def borrow(wrapper, pool):
     except PoolClosed:
         # Somebody closed it, say because settings changed. There may be
         # another one by now.
-        closed_pool, pool = pool, get_pool(wrapper)
+        closed_pool, pool = pool, wrapper.connection_pool
         if pool is closed_pool or pool is None:
             raise
         entry = pool.acquire()
@@ -201,7 +213,7 @@ def announce(alias, entry):
     wrapper.close()
     wrapper.autocommit = wrapper.settings_dict["AUTOCOMMIT"]
     # It goes back to the task.
-    lease = Lease(wrapper, get_pool(wrapper), entry, by_statement=False)
+    lease = Lease(wrapper, wrapper.connection_pool, entry, by_statement=False)
     lease.is_prepared = False
     wrapper._pool_lease = lease
     wrapper.__dict__.update(entry.facts)
@@ -477,7 +489,7 @@ def knows_autocommit(method):
         elif (
             not self.in_atomic_block
             and self.settings_dict["AUTOCOMMIT"]
-            and (pool := get_pool(self)) is not None
+            and (pool := self.connection_pool) is not None
             and pool.options.mode == "transaction"
         ):
             return True
