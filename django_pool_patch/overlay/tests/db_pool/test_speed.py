@@ -82,10 +82,10 @@ class LendingTests(SpeedMixin, LendingTestCase):
     # called for a statement in transaction mode beyond what it takes in
     # session mode.
     LIMITS = {
-        "psycopg": (23, 6),
-        "psycopg2": (24, 8),
-        "MySQLdb": (23, 6),
-        "sqlite3": (30, 7),
+        "psycopg": (22, 6),
+        "psycopg2": (23, 8),
+        "MySQLdb": (22, 6),
+        "sqlite3": (29, 7),
         "oracledb": (33, 12),
     }
 
