@@ -39,6 +39,10 @@ WITH_QUERY = ["request", "statement"]
 # Those whose statements are measured by the processor's time as well.
 PROCESSOR_POLICIES = ["persistent", "options", "session", "transaction"]
 
+# Processes that each of these is measured in, one after the other: they differ
+# among each other by as much as is to be seen.
+PROCESSES = 5
+
 
 # In a worker.
 
@@ -209,18 +213,19 @@ def measure_vendor(context, vendor, base, server, pgbouncer, rounds, seconds):
             if operation in WITH_QUERY:
                 add_difference(summaries, figures)
             result[operation] = summaries
-        context.say("%s, processor time" % VENDORS[vendor])
-        processor = measure_processor_times(
-            {name: workers[name] for name in PROCESSOR_POLICIES if name in workers},
-            None if server is None else server.process.pid,
-            # What is to be seen is small: hence more, and shorter, rounds.
-            4 * rounds,
-            seconds / 4,
-        )
+        available = [name for name in PROCESSOR_POLICIES if name in workers]
+    context.say("%s, processor time" % VENDORS[vendor])
+    processor = measure_processor_times(
+        {name: setups[name] for name in available},
+        None if server is None else server.process.pid,
+        1 if context.quick else PROCESSES,
+        rounds,
+        seconds / 4,
+    )
     return result, processor, left_out
 
 
-def measure_processor_times(workers, pid, rounds, seconds):
+def measure_processor_times(setups, pid, processes, rounds, seconds):
     """Return {policy: summary}, with how much more that is than POOL's."""
     if not can_pin():
         return {}
@@ -228,8 +233,11 @@ def measure_processor_times(workers, pid, rounds, seconds):
     def measure_in(worker):
         return worker.call("requests_.measure_processor", core=core, seconds=seconds)
 
-    with on_one_core(pid) as core:
-        figures = in_rounds(workers, rounds, measure_in)
+    figures = {name: [] for name in setups}
+    for _ in range(processes):
+        with start_workers(setups) as (workers, _), on_one_core(pid) as core:
+            for name, own in in_rounds(workers, rounds, measure_in).items():
+                figures[name] += own
     summaries = summarize(figures, REFERENCE)
     for name, own in figures.items():
         more = [mine - other for mine, other in zip(own, figures[REFERENCE])]
@@ -311,7 +319,8 @@ def get_processor_table(vendor, summaries):
             ]
             for name, summary in summaries.items()
         ],
-        "The client's thread, on one core with the server.",
+        "The client's thread, on one core with the server. The rounds are those of "
+        "several processes.",
     )
 
 
