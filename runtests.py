@@ -365,7 +365,8 @@ def run_upstream(options):
         return False
     report = upstream.get_report(baseline, result)
     if options.report:
-        Path(options.report).write_text(json.dumps(report))
+        brief = upstream.leave_out_tracebacks(report["differences"])
+        Path(options.report).write_text(json.dumps({**report, "differences": brief}))
     upstream.print_result(baseline_run, baseline)
     upstream.print_result(run, result)
     print("Difference: %s" % ("" if report["differences"] else "none."))

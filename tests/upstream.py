@@ -5,6 +5,7 @@ became of each test, and telling the difference.
 
 import ast
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -332,7 +333,7 @@ def print_result(title, result):
 
 
 def get_report(baseline, result):
-    """Return what is worth keeping of a comparison."""
+    """Return what there is to say of a comparison."""
     return {
         "what": result["what"],
         "django": result["version"],
@@ -344,3 +345,15 @@ def get_report(baseline, result):
         "with_pool": count_outcomes(result),
         "differences": get_differences(baseline, result),
     }
+
+
+def leave_out_tracebacks(differences):
+    """
+    Return lines without those of tracebacks, which are about one machine, but
+    the last: the exception.
+    """
+    return [
+        line
+        for line, following in itertools.zip_longest(differences, differences[1:])
+        if not line.startswith(" ") or not (following or "").startswith(" ")
+    ]

@@ -91,6 +91,25 @@ class DifferenceTests(SimpleTestCase):
             make_result(test_a=("failed", "")), make_result(test_a=PASSED)
         )
 
+    def test_without_tracebacks(self):
+        failed = ("failed", "Traceback\n  File\nValueError")
+        differences = upstream.get_differences(
+            make_result(test_a=PASSED, test_b=PASSED, test_c=PASSED),
+            make_result(1, test_a=failed, test_b=failed, test_c=("error", "Why")),
+        )
+        self.assertEqual(
+            upstream.leave_out_tracebacks(differences),
+            [
+                "app.tests.Tests.test_a: failed, was passed",
+                "    ValueError",
+                "app.tests.Tests.test_b: failed, was passed",
+                "    ValueError",
+                "app.tests.Tests.test_c: error, was passed",
+                "    Why",
+                "left_connections: 1, was 0",
+            ],
+        )
+
     def test_connections(self):
         self.assertDifferences(
             make_result(left_connections=1),
