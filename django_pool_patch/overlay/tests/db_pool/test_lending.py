@@ -61,6 +61,13 @@ class LendingTestCase(TransactionTestCase):
         return wrapper
 
     @staticmethod
+    def warm_up(pool, number):
+        """Have a pool's connections open, for however short its timeout is."""
+        entries = [pool.acquire(timeout=PATIENCE) for _ in range(number)]
+        for entry in entries:
+            pool.release(entry)
+
+    @staticmethod
     def close(wrapper):
         wrapper.inc_thread_sharing()
         wrapper.close()
@@ -110,6 +117,7 @@ class LendingTests(LendingTestCase):
 
     def test_limit(self):
         first, second, third = (self.make_wrapper(timeout=0.05) for _ in range(3))
+        self.warm_up(first.connection_pool, 2)
         first.ensure_connection()
         second.ensure_connection()
         message = (
@@ -620,6 +628,7 @@ class ReturningTests(LendingTestCase):
     def test_wrapper_dropped_while_somebody_waits(self):
         """Before giving up, a waiter has garbage collected."""
         pool = self.make_wrapper(max_size=1, timeout=0.1).connection_pool
+        self.warm_up(pool, 1)
         wrapper = connection.copy()
         wrapper.settings_dict.update(pool.connector.settings_dict)
         wrapper.ensure_connection()

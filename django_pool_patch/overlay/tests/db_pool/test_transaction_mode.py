@@ -411,6 +411,7 @@ class StatementTests(TransactionModeTestCase):
 
     def test_limit(self):
         first, second = (self.make_wrapper(max_size=1, timeout=0.05) for _ in range(2))
+        self.warm_up(first.connection_pool, 1)
         with first.cursor():
             with self.assertRaises(PoolTimeout):
                 self.select(second)
