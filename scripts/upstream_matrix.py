@@ -51,7 +51,8 @@ Each cell is a run of Django's test suite, the whole of it unless a part is name
 pool). It's compared to a run of the suite as published, without POOL and without this
 package, on the same Python and server. The runs compared to it have the tests that
 the patches add and edit. A difference is a test that fails, is skipped or is missing
-only with the pool, or a server connection that only then is left over.
+only with the pool, or a server connection that only then is left over. Not compared is
+one test that is about time: `NOT_COMPARED` in `tests/upstream.py`.
 
 `make upstream` runs what is missing or stale and writes this page.
 """

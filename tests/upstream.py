@@ -33,6 +33,14 @@ HAVE_DOCSTRINGS = (ast.AsyncFunctionDef, ast.ClassDef, ast.FunctionDef, ast.Modu
 
 SUCCESSES = {"passed", "expected failure"}
 
+# Tests whose outcome says nothing of the pool, and the reason.
+NOT_COMPARED = {
+    "serializers.test_deserialization.TestDeserializer.test_crafted_xml_performance": (
+        "It compares times of about a millisecond, and fails without POOL as well, "
+        "more often than not, while the machine is busy with other tests."
+    ),
+}
+
 # Seconds. What an ended process had open may take a moment to be gone.
 EXIT_TIME = 10
 
@@ -293,6 +301,8 @@ def get_differences(baseline, result):
     lines = []
     for test, (before, reason_before) in sorted(baseline["outcomes"].items()):
         after, text = result["outcomes"].get(test, ("missing", ""))
+        if test in NOT_COMPARED and after != "missing":
+            continue
         if after == before or after in SUCCESSES:
             continue
         if before in {"failed", "error"} and after != "missing":

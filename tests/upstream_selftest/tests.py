@@ -91,6 +91,14 @@ class DifferenceTests(SimpleTestCase):
             make_result(test_a=("failed", "")), make_result(test_a=PASSED)
         )
 
+    def test_not_compared(self):
+        [test] = upstream.NOT_COMPARED
+        baseline, failed, missing = make_result(), make_result(), make_result()
+        baseline["outcomes"][test] = PASSED
+        failed["outcomes"][test] = ("failed", "Traceback")
+        self.assertDifferences(baseline, failed)
+        self.assertDifferences(baseline, missing, "%s: missing, was passed" % test)
+
     def test_without_tracebacks(self):
         failed = ("failed", "Traceback\n  File\nValueError")
         differences = upstream.get_differences(
