@@ -179,7 +179,9 @@ def make_measure(operation, seconds, vendor, base):
     return measure_in
 
 
-def measure_vendor(context, vendor, base, server, pgbouncer, rounds, seconds):
+def measure_vendor(
+    context, vendor, base, server, pgbouncer, rounds, seconds, processes
+):
     """
     Return {operation: {policy: summary}}, one more {policy: summary} by the
     processor's time for a statement, and what is left out.
@@ -218,7 +220,7 @@ def measure_vendor(context, vendor, base, server, pgbouncer, rounds, seconds):
     processor = measure_processor_times(
         {name: setups[name] for name in available},
         None if server is None else server.process.pid,
-        1 if context.quick else PROCESSES,
+        processes,
         rounds,
         seconds / 4,
     )
@@ -255,7 +257,8 @@ def add_difference(summaries, figures):
 
 def run(context):
     rounds, seconds = (1, 0.02) if context.quick else (11, 0.3)
-    result = {"vendors": {}, "processor": {}, "left_out": []}
+    processes = 1 if context.quick else PROCESSES
+    result = {"vendors": {}, "processor": {}, "left_out": [], "processes": processes}
     with ExitStack() as stack:
         for vendor in VENDORS:
             server = pgbouncer = None
@@ -276,7 +279,7 @@ def run(context):
                         stack, server, result["left_out"]
                     )
             figures, processor, left_out = measure_vendor(
-                context, vendor, base, server, pgbouncer, rounds, seconds
+                context, vendor, base, server, pgbouncer, rounds, seconds, processes
             )
             result["vendors"][vendor] = figures
             result["processor"][vendor] = processor
@@ -300,14 +303,14 @@ def get_tables(result):
         for operation, summaries in operations.items()
     ]
     tables += [
-        get_processor_table(VENDORS[vendor], summaries)
+        get_processor_table(VENDORS[vendor], summaries, result["processes"])
         for vendor, summaries in result["processor"].items()
         if summaries
     ]
     return tables
 
 
-def get_processor_table(vendor, summaries):
+def get_processor_table(vendor, summaries, processes):
     return Table(
         "%s, a statement, microseconds of the processor" % vendor,
         ["", "median (range)", "times POOL's", "more than POOL's"],
@@ -319,8 +322,8 @@ def get_processor_table(vendor, summaries):
             ]
             for name, summary in summaries.items()
         ],
-        "The client's thread, on one core with the server. The rounds are those of "
-        "several processes.",
+        "The client's thread, on one core with the server. Processes measured, one "
+        "after the other: %d." % processes,
     )
 
 

@@ -98,6 +98,8 @@ class DifferenceTests(SimpleTestCase):
         failed["outcomes"][test] = ("failed", "Traceback")
         self.assertDifferences(baseline, failed)
         self.assertDifferences(baseline, missing, "%s: missing, was passed" % test)
+        failed["outcomes"][test] = ("skipped", "")
+        self.assertDifferences(baseline, failed, "%s: skipped, was passed" % test)
 
     def test_without_tracebacks(self):
         failed = ("failed", "Traceback\n  File\nValueError")

@@ -167,6 +167,15 @@ class StatementTests(TransactionModeTestCase):
             self.assertEqual(len(cursor.fetchmany(2)), 1)
         self.assertIdle(wrapper)
 
+    def get_detached_cursor(self, wrapper):
+        """Return a cursor that has returned all rows, and let go."""
+        if connection.vendor == "oracle":
+            self.skipTest("Oracle's cursors keep their connection.")
+        cursor = wrapper.cursor()
+        cursor.execute("SELECT 1")
+        cursor.fetchall()
+        return cursor
+
     def test_other_connection_when_used_again(self):
         wrapper, other = self.make_wrapper(), self.make_wrapper()
         cursor = wrapper.cursor()
@@ -187,12 +196,7 @@ class StatementTests(TransactionModeTestCase):
 
     def test_connection_by_hand_when_used_again(self):
         wrapper = self.make_wrapper()
-        cursor = wrapper.cursor()
-        cursor.execute("SELECT 1" + connection.features.bare_select_suffix)
-        cursor.fetchall()
-        if connection.vendor == "oracle":
-            cursor.close()
-            self.skipTest("Oracle's cursors keep their connection.")
+        cursor = self.get_detached_cursor(wrapper)
         wrapper.connection = own = wrapper.get_new_connection(
             wrapper.get_connection_params()
         )
@@ -207,12 +211,7 @@ class StatementTests(TransactionModeTestCase):
 
     def test_session_mode_when_used_again(self):
         wrapper = self.make_wrapper()
-        cursor = wrapper.cursor()
-        cursor.execute("SELECT 1" + connection.features.bare_select_suffix)
-        cursor.fetchall()
-        if connection.vendor == "oracle":
-            cursor.close()
-            self.skipTest("Oracle's cursors keep their connection.")
+        cursor = self.get_detached_cursor(wrapper)
         wrapper.close()
         wrapper.close_pool()
         wrapper.settings_dict["POOL"] = {"mode": "session"}
