@@ -370,7 +370,7 @@ class BasePoolTests:
     def test_waiter_that_gave_up_is_passed_over(self):
         pool = self.make_pool(max_size=1)
         entry = pool.acquire()
-        (impatient,) = self.spawn_waiters(pool, 1, timeout=0.05)
+        (impatient,) = self.spawn_waiters(pool, 1, timeout=0.25)
         (patient,) = self.spawn_waiters(pool, 1)
         with self.assertRaises(PoolTimeout):
             impatient.result()

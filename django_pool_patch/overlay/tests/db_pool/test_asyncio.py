@@ -1425,7 +1425,7 @@ class AsyncPoolTests(AsyncPoolTestCase):
     async def test_those_behind_who_timed_out_are_served(self):
         pool = self.make_pool(max_size=1)
         entry = await pool.acquire()
-        (impatient,) = await self.queue(pool, 1, timeout=0.05)
+        (impatient,) = await self.queue(pool, 1, timeout=0.25)
         (patient,) = await self.queue(pool, 1)
         with self.assertRaises(PoolTimeout):
             await impatient

@@ -271,7 +271,7 @@ class ConnectionPoolTestsMixin(BasePoolTests):
     def test_connections_nobody_waits_for_anymore_are_not_opened(self):
         pool = self.make_pool(max_size=10)
         self.connector.block()
-        tasks = self.spawn_waiters(pool, 4, timeout=0.2)
+        tasks = self.spawn_waiters(pool, 4, timeout=1)
         for task in tasks:
             with self.assertRaises(PoolTimeout):
                 task.result()
@@ -543,7 +543,7 @@ class ConnectionPoolTestsMixin(BasePoolTests):
         cycle.append(cycle)
         del cycle
         with mock.patch.object(threads, "_next_collection", float("-inf")):
-            entry = pool.acquire(timeout=0.05)
+            entry = pool.acquire(timeout=0.5)
         self.assertIsNotNone(entry.connection)
         self.assertEqual(pool.stats().timeouts, 0)
 
@@ -694,7 +694,7 @@ class ConnectionPoolTestsMixin(BasePoolTests):
         pool = self.make_pool()
         (connection,) = self.lend_and_return(pool, 1)
         pool.suspend()
-        self.spawn_waiters(pool, 1, timeout=0.2)
+        self.spawn_waiters(pool, 1, timeout=0.5)
         pool.drain()
         self.assertIs(connection.closed, True)
         self.assertEqual(self.connector.arrivals, 1)
