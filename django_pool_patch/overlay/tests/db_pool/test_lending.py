@@ -60,6 +60,13 @@ class LendingTestCase(TransactionTestCase):
         self.addCleanup(self.close, wrapper)
         return wrapper
 
+    def make_wrapper_class(self):
+        """
+        Return a class of wrappers to patch. Other pools may be connecting in
+        other threads with the one that it's derived from.
+        """
+        return type("DatabaseWrapper", (type(connection.copy()),), {})
+
     @staticmethod
     def warm_up(pool, number):
         """Have a pool's connections open, for however short its timeout is."""
@@ -133,7 +140,7 @@ class LendingTests(LendingTestCase):
         self.assertEqual(self.select(third), 1)
 
     def test_initialized_once(self):
-        wrapper_class = type(self.make_wrapper())
+        wrapper_class = self.make_wrapper_class()
         with (
             mock.patch.object(
                 wrapper_class,
@@ -149,7 +156,9 @@ class LendingTests(LendingTestCase):
             ) as init_connection_state,
         ):
             for _ in range(5):
-                self.use(self.make_wrapper())
+                wrapper = self.make_wrapper()
+                wrapper.__class__ = wrapper_class
+                self.use(wrapper)
         self.assertEqual(get_new_connection.call_count, 1)
         self.assertEqual(init_connection_state.call_count, 1)
 
@@ -299,6 +308,7 @@ class LendingTests(LendingTestCase):
 
     def test_connect_error(self):
         wrapper = self.make_wrapper()
+        wrapper.__class__ = self.make_wrapper_class()
         error = wrapper.Database.OperationalError("no server")
         with mock.patch.object(type(wrapper), "get_new_connection", side_effect=error):
             with self.assertRaisesMessage(OperationalError, "no server"):
@@ -310,6 +320,7 @@ class LendingTests(LendingTestCase):
         """Credentials are read for each physical connection."""
         passwords = []
         wrapper = self.make_wrapper({"PASSWORD": "first"})
+        wrapper.__class__ = self.make_wrapper_class()
 
         def get_new_connection(wrapper, params):
             passwords.append(wrapper.settings_dict["PASSWORD"])
