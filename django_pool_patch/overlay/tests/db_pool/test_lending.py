@@ -60,12 +60,13 @@ class LendingTestCase(TransactionTestCase):
         self.addCleanup(self.close, wrapper)
         return wrapper
 
-    def make_wrapper_class(self):
+    @staticmethod
+    def make_wrapper_class(**attributes):
         """
         Return a class of wrappers to patch. Other pools may be connecting in
         other threads with the one that it's derived from.
         """
-        return type("DatabaseWrapper", (type(connection.copy()),), {})
+        return type("DatabaseWrapper", (type(connection.copy()),), attributes)
 
     @staticmethod
     def warm_up(pool, number):
@@ -796,11 +797,7 @@ class GenericConnectorTests(LendingTestCase):
 
     def make_wrapper(self, changes=None, **options):
         wrapper = super().make_wrapper(changes, **options)
-        wrapper.__class__ = type(
-            "DatabaseWrapper",
-            (wrapper.__class__,),
-            {"connector_class": DatabaseConnector},
-        )
+        wrapper.__class__ = self.make_wrapper_class(connector_class=DatabaseConnector)
         return wrapper
 
     def test_use(self):
