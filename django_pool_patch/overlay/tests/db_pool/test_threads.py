@@ -1,6 +1,7 @@
 import gc
 import logging
 import threading
+import weakref
 from unittest import mock
 
 from django.core.exceptions import ImproperlyConfigured
@@ -546,6 +547,28 @@ class ConnectionPoolTestsMixin(BasePoolTests):
             entry = pool.acquire(timeout=0.5)
         self.assertIsNotNone(entry.connection)
         self.assertEqual(pool.stats().timeouts, 0)
+
+    def test_lost_with_its_pool(self):
+        """Nothing is left for the garbage collector, whichever goes first."""
+        self.addCleanup(gc.enable)
+        gc.disable()
+        for order in [("pool", "entry"), ("entry", "pool")]:
+            for is_closed in [True, False]:
+                with self.subTest(order=order, is_closed=is_closed):
+                    connector = FakeConnector()
+                    pool = self.pool_class(connector)
+                    lost = {"pool": pool, "entry": pool.acquire()}
+                    gone = [
+                        weakref.ref(lost["pool"]),
+                        weakref.ref(lost["entry"].connection),
+                    ]
+                    connector.connections.clear()
+                    if is_closed:
+                        pool.close(timeout=0)
+                    del pool
+                    for name in order:
+                        del lost[name]
+                    wait_until(lambda: not any(ref() for ref in gone))
 
     def test_lessee_that_is_gone(self):
         pool = self.make_pool(max_size=1)

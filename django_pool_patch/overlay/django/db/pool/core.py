@@ -732,6 +732,16 @@ class PoolCore:
         self.retry_at = -math.inf
         return self.settle(now)
 
+    def leave_inbox(self):
+        """
+        Have nothing come back anymore, for there is no pool to look after it.
+
+        What is lost is left to its driver, which closes what is collected.
+        Otherwise it would be revived for nobody: the entry in the inbox of the
+        core that it refers to, garbage to be collected once more.
+        """
+        self.inbox = deque(maxlen=0)
+
     def close(self, now):
         """Lend nothing anymore. Those who wait get PoolClosed."""
         self.is_closed = True

@@ -110,6 +110,11 @@ class ConnectionPool(BasePool):
         # What lends its connections to the tasks of event loops, by loop.
         self.loops = {}
 
+    def __del__(self):
+        # Unless making the pool has failed, or is interrupted.
+        if (core := getattr(self, "_core", None)) is not None:
+            core.leave_inbox()
+
     def _make_core(self):
         # The fast path of acquire() doesn't note who the holder is.
         lock_always = LOCK_ALWAYS or self.options.leak_threshold is not None
