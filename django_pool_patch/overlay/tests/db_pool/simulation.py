@@ -231,12 +231,21 @@ class Simulation:
             # Its borrower is gone; the finalizer does the rest.
             del self.owners[entry.connection]
         elif ending < 0.2:
-            # The finalizer of something of its borrower's gives it back.
+            # The finalizer of something of its borrower's gives it back. What
+            # is collected together has all its finalizers called, the entry's
+            # own too, in any order.
             del self.owners[entry.connection]
-            entry.is_return = True
-            self.core.inbox.append(entry)
+            finalizers = [lambda: self.release_later(entry), entry.__del__]
+            self.random.shuffle(finalizers)
+            finalizers[0]()
+            yield
+            finalizers[1]()
         else:
             yield from self.do_release(entry)
+
+    def release_later(self, entry):
+        entry.is_return = True
+        self.core.inbox.append(entry)
 
     def reaper(self):
         yield

@@ -55,6 +55,39 @@ def drive(coroutine):
     raise AssertionError("%r waits." % coroutine)
 
 
+@contextmanager
+def take_too_late(loop):
+    """
+    Have a loop that isn't running be closed between finding that it isn't and
+    taking what it's to call. Return what it keeps.
+    """
+    kept = []
+
+    def call_soon(callback, *args):
+        loop.close()
+        kept.append((callback, args))
+
+    with mock.patch.object(loop, "call_soon_threadsafe", call_soon):
+        yield kept
+
+
+@contextmanager
+def take_and_close(loop, future):
+    """
+    Have a loop that isn't running call what it's to call until a future is
+    done, and be closed before whoever told it goes on.
+    """
+    call_soon_threadsafe = loop.call_soon_threadsafe
+
+    def call_soon(*args):
+        call_soon_threadsafe(*args)
+        loop.run_until_complete(asyncio.wait([future]))
+        loop.close()
+
+    with mock.patch.object(loop, "call_soon_threadsafe", call_soon):
+        yield
+
+
 def is_quiet(pool):
     """Return whether nothing is under way in a ConnectionPool."""
     stats = pool.stats()
@@ -1149,6 +1182,39 @@ class LoopTests(AsyncPoolTestCase):
         self.assertServesThreads(pool, 1)
         self.assertEqual(self.connector.most_open, 1)
 
+    def test_closed_when_told_of_a_grant(self):
+        """A loop that is closed at that moment keeps what it's told."""
+        pool = self.make_thread_pool(max_size=1)
+        entry = pool.acquire()
+        apool = AsyncConnectionPool(pool=pool)
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        task = loop.create_task(apool.acquire(PATIENCE))
+        loop.run_until_complete(until(lambda: pool.stats().waiting))
+        with take_too_late(loop) as kept:
+            pool.release(entry)
+        self.assertEqual(len(kept), 1)
+        self.assertIs(task.done(), False)
+        stats = pool.stats()
+        self.assertEqual((stats.idle, stats.in_use, stats.lost), (1, 0, 0))
+        del task, entry
+        self.assertServesThreads(pool, 1)
+        self.assertIs(apool._loop, loop)
+
+    def test_closed_after_it_was_told_of_a_grant(self):
+        pool = self.make_thread_pool(max_size=1)
+        entry = pool.acquire()
+        apool = AsyncConnectionPool(pool=pool)
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(apool.acquire(PATIENCE))
+        loop.run_until_complete(until(lambda: pool.stats().waiting))
+        with take_and_close(loop, task):
+            pool.release(entry)
+        self.assertIs(task.result(), entry)
+        stats = pool.stats()
+        self.assertEqual((stats.idle, stats.in_use, stats.lost), (0, 1, 0))
+        pool.release(entry)
+
     def test_run_ends_with_a_grant_on_its_way(self):
         """Unlike loop.close(), asyncio.run() cancels what is left."""
         pool = self.make_thread_pool(max_size=1)
@@ -2012,6 +2078,40 @@ class CallInThreadTests(SimpleTestCase):
         wait_until(lambda: self.given_up)
         self.assertEqual(self.given_up, [7])
         self.assertIs(future.done(), False)
+
+    def prepare_call(self, loop):
+        """Return a future, and the job that a thread was to do for it."""
+
+        async def main():
+            return call_in_thread(lambda: 7, give_up=self.given_up.append)
+
+        with mock.patch.object(workers, "run") as run:
+            future = loop.run_until_complete(main())
+        (job,) = run.call_args.args
+        return future, job
+
+    def test_closed_when_told_of_the_result(self):
+        """A loop that is closed at that moment keeps what it's told."""
+        loop = asyncio.new_event_loop()
+        future, job = self.prepare_call(loop)
+        with take_too_late(loop) as kept:
+            job()
+        self.assertEqual(len(kept), 1)
+        self.assertEqual(self.given_up, [7])
+        self.assertIs(future.done(), False)
+        # It doesn't keep who waits for it, for good, with what that one holds.
+        gone = weakref.ref(future)
+        del future, job
+        gc.collect()
+        self.assertIsNone(gone())
+
+    def test_closed_after_it_was_told_of_the_result(self):
+        loop = asyncio.new_event_loop()
+        future, job = self.prepare_call(loop)
+        with take_and_close(loop, future):
+            job()
+        self.assertEqual(future.result(), 7)
+        self.assertEqual(self.given_up, [])
 
     def test_closed_loop_and_error(self):
         ended = threading.Event()

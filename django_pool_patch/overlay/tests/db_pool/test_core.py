@@ -5,6 +5,7 @@ from django.db.pool.core import (
     GROWTH_DELAY,
     MAX_CONNECTING,
     Entry,
+    Orders,
     PoolCore,
     Waiter,
 )
@@ -406,6 +407,40 @@ class LossTests(CoreTestCase):
         self.assertEqual(len(core.settle(0).lost), 1)
         core.settle(0)
         core.inbox.clear()
+
+    def test_back_twice(self):
+        """
+        Of what is collected together, all finalizers are called: that of what
+        gives the entry back, and its own.
+        """
+
+        def give_back(entry):
+            entry.is_return = True
+            entry.core.inbox.append(entry)
+
+        finalizers = [give_back, Entry.__del__]
+        for first, second in [finalizers, finalizers[::-1]]:
+            for settles_between in [True, False]:
+                with self.subTest(first=first, settles_between=settles_between):
+                    core = self.make_core(max_size=1)
+                    self.enqueue(core)
+                    core.settle(0)
+                    entry = core.make_entry(object(), 0, 0)
+                    core.connected(entry, 0)
+                    first(entry)
+                    orders = Orders()
+                    if settles_between:
+                        orders.extend(core.settle(0))
+                    second(entry)
+                    orders.extend(core.settle(0))
+                    (back,) = orders.returned + orders.lost
+                    self.assertIs(orders.closing, ())
+                    core.discard(back, 0)
+                    back.connection = None
+                    core.closed(0)
+                    del back, entry, orders
+                    self.assertEqual(len(core.inbox), 0)
+                    self.assertEqual((len(core.entries), core.closing), (0, 0))
 
     def test_dropped_within_a_cycle(self):
         core = self.make_core()

@@ -35,6 +35,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=workers._forget)
 
 
+def tell(loop, callback):
+    """
+    Have a loop call something soon, from another thread.
+
+    Return False if the loop is closed, and won't call it if it hasn't yet.
+    """
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:
+        return False
+    # It may have been closed between looking at that and taking the callback,
+    # which it then keeps for as long as there is the loop.
+    return not loop.is_closed()
+
+
 def call_in_thread(function, *args, give_up=None):
     """
     Return a future of the running loop for what a function returns, which is
@@ -47,28 +62,35 @@ def call_in_thread(function, *args, give_up=None):
     """
     loop = asyncio.get_running_loop()
     future = loop.create_future()
+    # What the function returned, and raised, until somebody takes it.
+    outcome = []
 
     def call():
-        result = error = None
+        nonlocal future, give_up
         try:
-            result = function(*args)
+            outcome.append((function(*args), None))
         except BaseException as e:
-            error = e
-        try:
-            loop.call_soon_threadsafe(deliver, result, error)
-        except RuntimeError:
-            # The loop is closed.
-            if error is None and give_up is not None:
-                give_up(result)
+            outcome.append((None, e))
+        if not tell(loop, deliver):
+            if outcome:
+                forsake()
+            # If the loop keeps deliver(), it mustn't keep the task by that.
+            future = give_up = None
 
-    def deliver(result, error):
+    def deliver():
         if future.cancelled():
-            if error is None and give_up is not None:
-                give_up(result)
-        elif error is None:
+            forsake()
+            return
+        result, error = outcome.pop()
+        if error is None:
             future.set_result(result)
         else:
             future.set_exception(error)
+
+    def forsake():
+        result, error = outcome.pop()
+        if error is None and give_up is not None:
+            give_up(result)
 
     workers.run(call)
     return future
@@ -93,10 +115,9 @@ class TaskWaiter(Waiter):
         if _get_running_loop() is loop:
             self.wake()
             return
-        try:
-            loop.call_soon_threadsafe(self.wake)
-        except RuntimeError:
-            # The loop was closed while its task was in line.
+        if not tell(loop, self.wake):
+            # It was closed while its task was in line, or before the task took
+            # what it was granted.
             self.pool._take_back_grant(self)
 
     def wake(self):

@@ -607,6 +607,10 @@ class PoolCore:
                 entry = self.inbox.popleft()
             except IndexError:
                 return
+            if entry.connection is None:
+                # One finalizer gave it back, and its own took it for lost, in
+                # whichever order the collector came to them.
+                continue
             is_return = entry.is_return
             entry = entry.successor()
             if entry.serial in self.entries:
