@@ -28,6 +28,7 @@ from django.db.pool import (
 )
 from django.db.pool.asyncio import call_in_thread, workers
 from django.db.pool.core import PoolCore
+from django.db.pool.housekeeping import housekeeper
 from django.db.utils import OperationalError
 from django.test import SimpleTestCase
 
@@ -987,10 +988,13 @@ class OrderTests(AsyncPoolTestCase):
                 await asyncio.sleep(0)
                 in_use -= 1
 
-        tasks = [asyncio.create_task(use(number)) for number in range(1000)]
-        await until(lambda: pool.stats().waiting == 1000)
-        await self.give_back(pool, entries)
-        await asyncio.gather(*tasks)
+        # Housekeeping may grant what was just released, and tell its task only
+        # after the loop has told the next one.
+        with mock.patch.object(housekeeper, "expect", return_value=True):
+            tasks = [asyncio.create_task(use(number)) for number in range(1000)]
+            await until(lambda: pool.stats().waiting == 1000)
+            await self.give_back(pool, entries)
+            await asyncio.gather(*tasks)
         self.assertEqual(served, list(range(1000)))
         self.assertEqual(most_in_use, 10)
         self.assertEqual(self.connector.opens, 10)
@@ -1573,10 +1577,12 @@ class AsyncPoolTests(AsyncPoolTestCase):
         cycle = [await pool.acquire()]
         cycle.append(cycle)
         del cycle
+        # The connection is closed, and another one opened, but not at once.
+        self.connector.block()
         with mock.patch.object(threads, "_next_collection", float("-inf")):
-            # The connection is closed, and another one opened.
             with self.assertRaises(PoolTimeout):
                 await pool.acquire(timeout=0.01)
+        self.connector.unblock()
         entry = await pool.acquire(timeout=PATIENCE)
         self.assertEqual(pool.stats().lost, 1)
         await pool.release(entry)
