@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -1273,6 +1274,100 @@ class LoopTests(AsyncPoolTestCase):
         for output in cm.output:
             self.assertIn("a connection came back because its user was gone", output)
         self.assertServesThreads(pool, 2)
+
+    def test_stress(self):
+        """
+        Loops are closed under their tasks, which hold connections or are being
+        granted some, while threads borrow and others collect garbage.
+        """
+        max_size = 3
+        pool = self.make_thread_pool(
+            self.make_connector(ping_after=0.0), max_size=max_size, check="ping"
+        )
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        is_over = threading.Event()
+        self.addCleanup(is_over.set)
+        # They keep their loops, and so whatever these keep.
+        apools = []
+        taken_away = []
+
+        @contextmanager
+        def own(connection):
+            me = object()
+            if connection.owner is not None or connection.closed:
+                taken_away.append(connection)
+            connection.owner = me
+            yield
+            if connection.owner is not me or connection.closed:
+                taken_away.append(connection)
+            connection.owner = None
+
+        async def use(apool, choice):
+            while True:
+                fate = choice.randrange(5)
+                if fate < 2:
+                    async with apool.connection(PATIENCE) as connection:
+                        with own(connection):
+                            await asyncio.sleep(0)
+                    continue
+                entry = await apool.acquire(PATIENCE)
+                with own(entry.connection):
+                    await asyncio.sleep(0)
+                if fate == 2:
+                    await apool.release(entry)
+                elif fate == 3:
+                    await apool.discard(entry)
+                else:
+                    cycle = [entry]
+                    cycle.append(cycle)
+                    del cycle
+                del entry
+
+        def run_loops(number):
+            choice = random.Random(number)
+            for _ in range(15):
+                apool = AsyncConnectionPool(pool=pool)
+                apools.append(apool)
+                loop = asyncio.new_event_loop()
+                loop.set_exception_handler(lambda loop, context: None)
+                for _ in range(choice.choice([1, 4, 8])):
+                    loop.create_task(use(apool, choice))
+                loop.run_until_complete(asyncio.sleep(choice.random() / 200))
+                loop.close()
+
+        def borrow():
+            while not is_over.is_set():
+                with pool.connection(PATIENCE) as connection, own(connection):
+                    time.sleep(0.0005)
+
+        def collect():
+            while not is_over.is_set():
+                gc.collect()
+                pool.reap()
+                time.sleep(0.002)
+
+        def are_back():
+            gc.collect()
+            pool.reap()
+            return not pool.stats().in_use and is_quiet(pool)
+
+        with self.assertLogs("django.db.pool", "WARNING"):
+            sys.setswitchinterval(1e-6)
+            others = [self.spawn(borrow), self.spawn(borrow), self.spawn(collect)]
+            for task in [self.spawn(run_loops, number) for number in range(2)]:
+                task.result()
+            is_over.set()
+            for other in others:
+                other.result()
+            sys.setswitchinterval(0.005)
+            wait_until(are_back)
+        self.assertEqual(taken_away, [])
+        self.assertStatsAddUp(pool, self.connector)
+        self.assertEqual(len(apools), 30)
+        self.assertServesThreads(pool, max_size)
+        self.assertLessEqual(self.connector.most_open, max_size)
+        self.assertIs(pool.close(timeout=PATIENCE), True)
+        self.assertEqual(self.connector.open_now, 0)
 
     def test_entries_come_back_by_threads(self):
         """What is lent to a task belongs to no loop."""
