@@ -1285,6 +1285,9 @@ class LoopTests(AsyncPoolTestCase):
             self.make_connector(ping_after=0.0), max_size=max_size, check="ping"
         )
         self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        # What other tests left isn't looked at each time.
+        gc.freeze()
+        self.addCleanup(gc.unfreeze)
         is_over = threading.Event()
         self.addCleanup(is_over.set)
         # They keep their loops, and so whatever these keep.
