@@ -60,8 +60,8 @@ def drive(coroutine):
 @contextmanager
 def take_too_late(loop):
     """
-    Have a loop that isn't running be closed between finding that it isn't and
-    taking what it's to call. Return what it keeps.
+    Have a loop that isn't running be closed after it was found to be open, and
+    before it takes what it's to call. Return what it keeps.
     """
     kept = []
 
@@ -1168,7 +1168,11 @@ class LoopTests(AsyncPoolTestCase):
         self.assertIs(pool.close(timeout=0), True)
         self.assertEqual(pool.stats().waiting, 0)
 
-    def test_closed_with_a_grant_on_its_way(self):
+    def leave_in_line(self):
+        """
+        Return a pool, its only entry, which is lent, and a task that is in
+        line for it, the pool of that task and its loop, which isn't running.
+        """
         pool = self.make_thread_pool(max_size=1)
         entry = pool.acquire()
         apool = AsyncConnectionPool(pool=pool)
@@ -1176,6 +1180,10 @@ class LoopTests(AsyncPoolTestCase):
         loop.set_exception_handler(lambda loop, context: None)
         task = loop.create_task(apool.acquire(PATIENCE))
         loop.run_until_complete(until(lambda: pool.stats().waiting))
+        return pool, entry, task, apool, loop
+
+    def test_closed_with_a_grant_on_its_way(self):
+        pool, entry, task, apool, loop = self.leave_in_line()
         # The loop takes note of it, but doesn't get to it anymore.
         pool.release(entry)
         del entry
@@ -1189,13 +1197,7 @@ class LoopTests(AsyncPoolTestCase):
 
     def test_closed_when_told_of_a_grant(self):
         """A loop that is closed at that moment keeps what it's told."""
-        pool = self.make_thread_pool(max_size=1)
-        entry = pool.acquire()
-        apool = AsyncConnectionPool(pool=pool)
-        loop = asyncio.new_event_loop()
-        loop.set_exception_handler(lambda loop, context: None)
-        task = loop.create_task(apool.acquire(PATIENCE))
-        loop.run_until_complete(until(lambda: pool.stats().waiting))
+        pool, entry, task, apool, loop = self.leave_in_line()
         with take_too_late(loop) as kept:
             pool.release(entry)
         self.assertEqual(len(kept), 1)
@@ -1207,12 +1209,7 @@ class LoopTests(AsyncPoolTestCase):
         self.assertIs(apool._loop, loop)
 
     def test_closed_after_it_was_told_of_a_grant(self):
-        pool = self.make_thread_pool(max_size=1)
-        entry = pool.acquire()
-        apool = AsyncConnectionPool(pool=pool)
-        loop = asyncio.new_event_loop()
-        task = loop.create_task(apool.acquire(PATIENCE))
-        loop.run_until_complete(until(lambda: pool.stats().waiting))
+        pool, entry, task, apool, loop = self.leave_in_line()
         with take_and_close(loop, task):
             pool.release(entry)
         self.assertIs(task.result(), entry)

@@ -95,8 +95,8 @@ class PoolTests(SpeedMixin, SimpleTestCase):
             loop = Loop()
             loop.itself = loop
             del loop
-            # It gets its turn in the loop, rather than while something that is
-            # called is being counted.
+            # The collector gets its turn in the loop, rather than while a call
+            # is being counted.
             nested = []
             for _ in range(100):
                 nested = [nested]
