@@ -144,8 +144,9 @@ class OracleDriverTests(SimpleTestCase):
         connection.is_healthy.return_value = False
         for entry in self.pool._core.all_entries():
             entry.fresh_until = float("-inf")
-        with self.assertLogs("django.db.pool", "WARNING"):
+        with self.assertLogs("django.db.pool", "WARNING") as logs:
             self.assertEqual(self.select(), (1,))
+            wait_until(lambda: logs.output)
         self.wrapper.close()
         self.assertEqual(len(self.server.connections), 2)
         wait_until(lambda: connection.close.called)

@@ -339,6 +339,7 @@ class ConnectionPoolTestsMixin(BasePoolTests):
         self.connector.kill_all()
         with self.assertLogs("django.db.pool", logging.WARNING) as cm:
             pool.acquire()
+            wait_until(lambda: cm.output)
         self.assertEqual(
             cm.output,
             [
