@@ -34,6 +34,7 @@ from private_database import (
     Sampler,
     alias_for,
 )
+from reports import ReportsMixin
 
 from django.db import (
     DatabaseError,
@@ -105,7 +106,7 @@ class Steps:
 
 
 @unittest.skipUnless(connection.vendor in VENDORS, "There's no way to look into it.")
-class AsyncTestCase(SimpleTestCase):
+class AsyncTestCase(ReportsMixin, SimpleTestCase):
     databases = {"default"}
 
     @classmethod
@@ -166,14 +167,6 @@ class AsyncTestCase(SimpleTestCase):
         while not condition():
             self.assertLess(time.monotonic(), deadline)
             await asyncio.sleep(0.005)
-
-    @contextlib.contextmanager
-    def assertReportsDeath(self):
-        with self.assertLogs("django.db.pool", "WARNING") as logs:
-            yield
-            # By a thread for which the tasks haven't waited.
-            self.wait_until(lambda: logs.output)
-        self.assertIn("a connection was found dead", logs.output[0])
 
     def assertLimitHeld(self, pool, sampler=None):
         max_size = pool.options.max_size

@@ -1,7 +1,6 @@
 """What holds on real servers, with many threads, and when servers fail."""
 
 import asyncio
-import contextlib
 import os
 import threading
 import time
@@ -11,6 +10,7 @@ from unittest import mock
 import servers
 from asgiref.testing import ApplicationCommunicator
 from proxy import CountingProxy
+from reports import ReportsMixin
 
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
@@ -49,7 +49,7 @@ def query(handler):
         wrapper.close_if_unusable_or_obsolete()
 
 
-class ServerTestCase(SimpleTestCase):
+class ServerTestCase(ReportsMixin, SimpleTestCase):
     databases = {"default"}
 
     def make_handler(self, settings_dict=None, **options):
@@ -91,15 +91,6 @@ class ServerTestCase(SimpleTestCase):
         while not condition():
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.01)
-
-    @contextlib.contextmanager
-    def assertReportsDeath(self):
-        with self.assertLogs("django.db.pool", "WARNING") as logs:
-            yield
-            # By housekeeping perhaps, for which nobody has waited.
-            self.wait_until(lambda: logs.output)
-        (output,) = logs.output
-        self.assertIn("a connection was found dead", output)
 
     def warm_up(self, pool, number):
         entries = [pool.acquire() for _ in range(number)]
