@@ -62,19 +62,27 @@ class PsycopgPoolTests(BasePoolTests, SimpleTestCase):
         self.addCleanup(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
 
+    def fail_to_connect(self, pool):
+        """Time out, and wait until psycopg_pool's thread has tried to connect."""
+        with self.assertRaises(PoolTimeout):
+            pool.acquire(timeout=0.05)
+        wait_until(lambda: pool.stats().connect_errors)
+
     def test_connect_error_is_the_cause_of_the_timeout(self):
         pool = self.make_pool()
         self.connector.fail_with = refuse_connection
+        self.fail_to_connect(pool)
         msg = "Connecting failed: OperationalError"
         with self.assertRaisesMessage(PoolTimeout, msg) as cm:
-            pool.acquire(timeout=0.2)
+            pool.acquire(timeout=0.05)
         self.assertIs(type(cm.exception.__cause__), OperationalError)
 
     def test_connections_of_another_driver(self):
         pool = self.make_pool(FakeConnector())
         self.addCleanup(self.connector.close_all)
+        self.fail_to_connect(pool)
         with self.assertRaises(PoolTimeout) as cm:
-            pool.acquire(timeout=0.2)
+            pool.acquire(timeout=0.05)
         self.assertIsInstance(cm.exception.__cause__, ImproperlyConfigured)
         self.assertIn("of psycopg 3, and the", str(cm.exception.__cause__))
         self.assertEqual(self.connector.open_now, 0)

@@ -922,7 +922,9 @@ class BasePoolTests:
     def test_check_callable(self):
         pool = self.make_pool(check=lambda connection: connection.serial > 1)
         pool.release(pool.acquire())
-        self.assertEqual(pool.acquire().connection.serial, 2)
+        # Some pools open another one besides the replacement.
+        self.assertGreater(pool.acquire().connection.serial, 1)
+        wait_until(lambda: self.connector.connections[0].closed)
         self.assertEqual(self.connector.checks, 0)
 
     @skipUnlessPoolSupports("invalidation", "reuse")
@@ -1021,7 +1023,8 @@ class BasePoolTests:
         with self.assertRaises(OperationalError):
             pool.acquire(timeout=1.0)
         self.assertGreaterEqual(connector.opens, 1)
-        self.assertEqual(connector.open_now, 0)
+        # Pools that connect in the background may be trying again.
+        wait_until(lambda: connector.open_now == 0)
         connector.is_failing = False
         self.assertIsNotNone(pool.acquire(timeout=PATIENCE).connection)
 
@@ -1033,6 +1036,7 @@ class BasePoolTests:
         self.connector.block()
         with self.assertRaises(PoolTimeout):
             pool.acquire(timeout=0.05)
+        wait_until(lambda: self.connector.arrivals)
         stats = pool.stats()
         self.assertEqual((stats.connecting, stats.size), (1, 1))
         self.connector.unblock()
@@ -1298,7 +1302,8 @@ class BasePoolTests:
             choice = random.Random(number)
             served = timeouts = lost = 0
             me = object()
-            while time.monotonic() < ends_at:
+            # Each is served, however slow this machine is.
+            while served < 2 or time.monotonic() < ends_at:
                 impatience = choice.choice([0, 0.001, PATIENCE, PATIENCE])
                 try:
                     entry = pool.acquire(timeout=impatience)
@@ -1352,6 +1357,5 @@ class BasePoolTests:
         self.assertEqual(stats.acquired, served)
         self.assertEqual(stats.timeouts, timeouts)
         self.assertEqual(stats.lost, lost)
-        self.assertGreater(served, threads)
         self.assertIs(pool.close(timeout=PATIENCE), True)
         self.assertEqual(connector.open_now, 0)
