@@ -976,15 +976,18 @@ class BasePoolTests:
         pool = self.make_pool(max_size=2)
         entry = pool.acquire()
         self.connector.fail_with = refuse_connection
+        (task,) = self.spawn_waiters(pool, 1)
+        wait_until(lambda: pool.stats().connect_errors)
         # It may be about to try again.
         msg = (
-            r"\(max_size=2, 1 in use, (1 connecting, )?1 waiting\)\. "
+            r"\(max_size=2, 1 in use, (1 connecting, )?2 waiting\)\. "
             "Connecting failed: OperationalError"
         )
         with self.assertRaisesRegex(PoolTimeout, msg) as cm:
-            pool.acquire(timeout=0.2)
+            pool.acquire(timeout=0.05)
         self.assertIs(type(cm.exception.__cause__), OperationalError)
         pool.release(entry)
+        task.wait()
 
     @skipUnlessPoolSupports("fail_fast", "reuse")
     def test_release_serves_those_who_could_not_connect(self):
