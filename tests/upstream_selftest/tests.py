@@ -129,6 +129,35 @@ class DifferenceTests(SimpleTestCase):
         )
 
 
+class SkippedByOrderTests(SimpleTestCase):
+    reason = "close() is a no-op when using an in-memory database"
+
+    def get_skipped_by_order(self, settings, result):
+        run = upstream.Run("6.1", upstream.OVERLAY, settings, True, [])
+        return run.get_skipped_by_order(result)
+
+    def test_which(self):
+        result = make_result(
+            test_a=PASSED,
+            test_b=("skipped", "why"),
+            test_c=("skipped", self.reason),
+            test_d=("failed", self.reason),
+        )
+        test = "app.tests.Tests.test_c"
+        self.assertEqual(self.get_skipped_by_order("test_sqlite", result), [test])
+        self.assertEqual(self.get_skipped_by_order("test_postgresql", result), [])
+
+    def test_merged(self):
+        result = {
+            **make_result(1, test_a=PASSED, test_b=("skipped", self.reason)),
+            "seconds": 300,
+        }
+        again = {**make_result(0, 2, test_b=("failed", "Why")), "seconds": 2}
+        upstream.merge_again(result, again)
+        merged = make_result(1, 2, test_a=PASSED, test_b=("failed", "Why"))
+        self.assertEqual(result, {**merged, "seconds": 302})
+
+
 class RecorderTests(SimpleTestCase):
     def test_outcomes(self):
         path = upstream.HARNESS / "upstream_runner.py"
