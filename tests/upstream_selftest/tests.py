@@ -7,6 +7,7 @@ import tempfile
 import unittest
 from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 import upstream
 
@@ -130,32 +131,64 @@ class DifferenceTests(SimpleTestCase):
 
 
 class SkippedByOrderTests(SimpleTestCase):
-    reason = "close() is a no-op when using an in-memory database"
+    def get_run(self, *results):
+        """Return a run that has these results, and a list of its arguments."""
+        run = upstream.Run("6.1", upstream.OVERLAY, "test_sqlite", True, ["label"])
+        results, calls = list(results), []
 
-    def get_skipped_by_order(self, settings, result):
-        run = upstream.Run("6.1", upstream.OVERLAY, settings, True, [])
-        return run.get_skipped_by_order(result)
+        def run_once(arguments):
+            calls.append(arguments)
+            return results.pop(0)
 
-    def test_which(self):
-        result = make_result(
-            test_a=PASSED,
-            test_b=("skipped", "why"),
-            test_c=("skipped", self.reason),
-            test_d=("failed", self.reason),
-        )
-        test = "app.tests.Tests.test_c"
-        self.assertEqual(self.get_skipped_by_order("test_sqlite", result), [test])
-        self.assertEqual(self.get_skipped_by_order("test_postgresql", result), [])
+        directory = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        for target, name, value in [
+            (run, "run_once", run_once),
+            (upstream.Run, "what", "what"),
+            (upstream, "RESULTS", directory),
+        ]:
+            self.enterContext(mock.patch.object(target, name, value))
+        return run, calls
 
-    def test_merged(self):
-        result = {
-            **make_result(1, test_a=PASSED, test_b=("skipped", self.reason)),
-            "seconds": 300,
-        }
-        again = {**make_result(0, 2, test_b=("failed", "Why")), "seconds": 2}
-        upstream.merge_again(result, again)
-        merged = make_result(1, 2, test_a=PASSED, test_b=("failed", "Why"))
-        self.assertEqual(result, {**merged, "seconds": 302})
+    def test_run_again(self):
+        """They run first in a process. What they leave there doesn't count."""
+        for reason in upstream.SKIPPED_BY_ORDER:
+            for outcome in [PASSED, ("failed", "Why")]:
+                with self.subTest(reason=reason, outcome=outcome):
+                    result = make_result(
+                        test_a=PASSED,
+                        test_b=("skipped", "why"),
+                        test_c=("skipped", reason),
+                        test_d=("failed", reason),
+                    )
+                    run, calls = self.get_run(result, make_result(1, test_c=outcome))
+                    result = run.run()
+                    again = calls[1]
+                    self.assertEqual(calls[0], ["label"])
+                    self.assertEqual(again[-1], "app.tests.Tests.test_c")
+                    self.assertEqual([a for a in again if a[0] != "-"], again[-1:])
+                    self.assertEqual(
+                        result["outcomes"],
+                        make_result(
+                            test_a=PASSED,
+                            test_b=("skipped", "why"),
+                            test_c=outcome,
+                            test_d=("failed", reason),
+                        )["outcomes"],
+                    )
+                    self.assertEqual(result["left_connections"], 0)
+                    self.assertEqual(run.get_result(), result)
+
+    def test_nothing_to_run_again(self):
+        run, calls = self.get_run(make_result(test_a=PASSED, test_b=("skipped", "")))
+        run.run()
+        self.assertEqual(calls, [["label"]])
+
+    def test_not_ended(self):
+        """A run without an end has no result that is kept."""
+        reason = min(upstream.SKIPPED_BY_ORDER)
+        run, _ = self.get_run(make_result(test_a=("skipped", reason)), None)
+        self.assertIsNone(run.run())
+        self.assertIsNone(run.get_result())
 
 
 class RecorderTests(SimpleTestCase):
