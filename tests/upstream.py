@@ -152,17 +152,20 @@ class Run:
         Run the tests, with their output, and return and keep the result. It's
         None if the run didn't come to its end.
         """
-        what = self.what
-        if (result := self.run_once(self.arguments)) is None:
+        what, tree = self.what, self.get_tree()
+        directory = tempfile.mkdtemp(prefix="upstream-")
+        path = [tree, self.stage(directory)]
+        if (result := self.run_once(self.arguments, directory, path)) is None:
             return None
         if tests := self.get_skipped_by_order(result):
             # As the first tests of their process.
-            again = self.run_once(["--noinput", "--parallel=1", *tests])
-            if again is None:
+            arguments = ["--noinput", "--parallel=1", *tests]
+            if (again := self.run_once(arguments, directory, path)) is None:
                 return None
             # Nothing else: a run that didn't skip them has what they leave
             # behind in another process than the one that looks for it.
             result["outcomes"].update(again["outcomes"])
+        shutil.rmtree(directory)
         result.update(
             what=what,
             version=self.version,
@@ -183,9 +186,12 @@ class Run:
             if outcome == "skipped" and reason in SKIPPED_BY_ORDER
         )
 
-    def run_once(self, arguments):
-        """Return what came of one process of Django's runtests.py, or None."""
-        tree, directory = self.get_tree(), tempfile.mkdtemp(prefix="upstream-")
+    def run_once(self, arguments, directory, path):
+        """
+        Return what came of one process of Django's runtests.py, or None. path
+        is Python's, and begins with the source tree.
+        """
+        directory = tempfile.mkdtemp(dir=directory)
         result_path = os.path.join(directory, "result.json")
         databases = self.get_databases(directory)
         command = [
@@ -197,10 +203,10 @@ class Run:
         started = time.monotonic()
         process = subprocess.run(
             command,
-            cwd=tree / "tests",
+            cwd=path[0] / "tests",
             stdin=subprocess.DEVNULL,
             env={
-                **self.get_environment([tree, self.stage(directory)]),
+                **self.get_environment(path),
                 "UPSTREAM_DATABASES": json.dumps(databases),
                 "UPSTREAM_DIRECTORY": directory,
                 "UPSTREAM_LEG": self.leg,
@@ -215,7 +221,6 @@ class Run:
             return None
         result["seconds"] = round(time.monotonic() - started)
         result["connections_after_exit"] = self.wait_for_disconnection(databases)
-        shutil.rmtree(directory)
         return result
 
     def get_tree(self):

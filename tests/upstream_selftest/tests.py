@@ -11,6 +11,7 @@ from unittest import mock
 
 import upstream
 
+from django.db.utils import ConnectionHandler
 from django.test import SimpleTestCase
 
 
@@ -134,20 +135,36 @@ class SkippedByOrderTests(SimpleTestCase):
     def get_run(self, *results):
         """Return a run that has these results, and a list of its arguments."""
         run = upstream.Run("6.1", upstream.OVERLAY, "test_sqlite", True, ["label"])
-        results, calls = list(results), []
+        results, calls, paths = list(results), [], []
 
-        def run_once(arguments):
+        def run_once(arguments, directory, path):
             calls.append(arguments)
+            paths.append([directory, *path])
+            self.assertEqual(paths[-1], paths[0])
             return results.pop(0)
 
         directory = Path(self.enterContext(tempfile.TemporaryDirectory()))
         for target, name, value in [
             (run, "run_once", run_once),
+            (run, "get_tree", lambda: directory / "tree"),
+            # Each call would return another one, of what there is by then.
+            (run, "stage", lambda directory: tempfile.mkdtemp(dir=directory)),
             (upstream.Run, "what", "what"),
-            (upstream, "RESULTS", directory),
+            (upstream, "RESULTS", directory / "results"),
         ]:
             self.enterContext(mock.patch.object(target, name, value))
         return run, calls
+
+    def test_reasons(self):
+        """They are those that Django has for databases in memory alone."""
+        directory = self.enterContext(tempfile.TemporaryDirectory())
+        reasons = []
+        for name in [":memory:", Path(directory) / "file.sqlite3"]:
+            database = {"ENGINE": "django.db.backends.sqlite3", "NAME": name}
+            connection = ConnectionHandler({"default": database})["default"]
+            self.addCleanup(connection.close)
+            reasons.append(set(connection.features.django_test_skips))
+        self.assertEqual(reasons[0] - reasons[1], upstream.SKIPPED_BY_ORDER)
 
     def test_run_again(self):
         """They run first in a process. What they leave there doesn't count."""
